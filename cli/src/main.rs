@@ -1,0 +1,2 @@
+//! The `xomni` command line.
+fn main() {}

@@ -1,0 +1,13 @@
+//! One test a case of `tests/golden/README.md`, against the fixture of `XOMNI_GOLDEN`.
+
+mod backbone;
+mod decode;
+mod document;
+mod flow;
+mod flux;
+mod image_tokenizer;
+mod sampling;
+mod text_encoders;
+mod tokenizer;
+mod understanding;
+mod vae;

@@ -1,0 +1,17 @@
+//! Checkpoint directories as published: configuration files, safetensors, PyTorch `.pt` files.
+
+pub mod config;
+pub mod flux;
+pub mod generation;
+mod pickle;
+mod random;
+mod safetensors;
+pub mod tensor;
+mod torch_file;
+pub mod weights;
+
+pub use config::{BackboneConfig, XOmniConfig};
+pub use flux::FluxConfig;
+pub use generation::GenerationConfig;
+pub use tensor::{DType, HostTensor};
+pub use weights::Weights;

@@ -1,0 +1,1 @@
+//! xomni worker.

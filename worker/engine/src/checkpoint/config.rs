@@ -35,7 +35,7 @@ pub struct BackboneConfig {
     pub max_positions: usize,
 }
 
-/// How a picture is sized before it is tokenised (xomni-model 7.1).
+/// How a picture is sized before it is tokenised.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransformConfig {
     /// Pictures with a shorter short side are enlarged to it, in pixels.

@@ -1,6 +1,6 @@
 //! Configuration files of the FLUX directory and of the FLUX-with-SigLIP transformer.
 
-/// The FLUX transformer with SigLIP input (xomni-model 2.2).
+/// The FLUX transformer with SigLIP input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FluxConfig {
     /// Attention heads.
@@ -27,7 +27,7 @@ pub struct FluxConfig {
     pub siglip_channels: usize,
 }
 
-/// Flow-matching schedule with dynamic shifting (xomni-model 11.1).
+/// Flow-matching schedule with dynamic shifting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FlowConfig {
     /// Scale of a timestep: 1000.
@@ -42,7 +42,7 @@ pub struct FlowConfig {
     pub max_shift: f64,
 }
 
-/// CLIP text model (xomni-model 2.3, 9.1).
+/// CLIP text model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
     /// Hidden width.
@@ -63,7 +63,7 @@ pub struct ClipConfig {
     pub eos_token_id: u32,
 }
 
-/// T5 encoder (xomni-model 2.3, 9.2).
+/// T5 encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct T5Config {
     /// Model width.
@@ -86,7 +86,7 @@ pub struct T5Config {
     pub vocab: usize,
 }
 
-/// VAE decoder (xomni-model 2.3, 12).
+/// VAE decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
     /// Channels of the four resolutions, finest first.

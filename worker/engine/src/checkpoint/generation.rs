@@ -1,4 +1,4 @@
-//! `generation_config.json`, applied as the published script applies it (xomni-model 5.4).
+//! `generation_config.json`, applied as the published script applies it.
 
 /// Sampling defaults of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]

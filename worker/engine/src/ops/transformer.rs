@@ -1,6 +1,6 @@
 //! Operations of the backbone, over rows of many sequences.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::Device;
 use crate::Result;
@@ -32,7 +32,7 @@ pub struct RowBatch {
     /// Index of the row's sequence in `tables`.
     pub tables_index: Vec<u32>,
     /// Block tables: the K/V blocks of each sequence, in order of position.
-    pub tables: Vec<Vec<u32>>,
+    pub tables: Vec<Arc<[u32]>>,
 }
 
 impl RowBatch {

@@ -34,7 +34,11 @@ impl Subject {
             Self::Fixture => Model::open().weights(),
             Self::Random(_) => Weights::random(5, "backbone"),
         };
-        run_arrivals(&mut start_group(&self.config(), weights, ranks, limits), limits, arrivals)
+        run_arrivals(
+            &mut start_group(&self.config(), weights, ranks, limits),
+            limits,
+            arrivals,
+        )
     }
 
     fn run_alone(&self, request: &Request) -> Outputs {
@@ -45,32 +49,40 @@ impl Subject {
 /// Configurations whose heads and widths do not divide by the number of ranks.
 fn subject() -> impl Strategy<Value = Subject> {
     let random = (
-        prop_oneof![Just((1, 1)), Just((3, 2)), Just((4, 7)), Just((2, 5)), Just((8, 1))],
+        prop_oneof![
+            Just((1, 1)),
+            Just((3, 2)),
+            Just((4, 7)),
+            Just((2, 5)),
+            Just((8, 1))
+        ],
         prop_oneof![Just(8), Just(10), Just(24)],
         5usize..90,
         prop_oneof![Just(None), Just(Some(9))],
         (1usize..3, 0usize..2, 0usize..2),
     )
-        .prop_map(|((kv_heads, group), head_dim, intermediate, sliding_window, layers)| {
-            let (language, adapter_layers, head_layers) = layers;
-            Subject::Random(Box::new(BackboneConfig {
-                text_vocab: 50,
-                mm_vocab: 37,
-                image_vocab: 33,
-                hidden: 40,
-                intermediate,
-                layers: language + adapter_layers + head_layers,
-                adapter_layers,
-                head_layers,
-                heads: kv_heads * group,
-                kv_heads,
-                head_dim,
-                rms_norm_eps: 1e-6,
-                rope_theta: 1e6,
-                sliding_window,
-                max_positions: 8192,
-            }))
-        });
+        .prop_map(
+            |((kv_heads, group), head_dim, intermediate, sliding_window, layers)| {
+                let (language, adapter_layers, head_layers) = layers;
+                Subject::Random(Box::new(BackboneConfig {
+                    text_vocab: 50,
+                    mm_vocab: 37,
+                    image_vocab: 33,
+                    hidden: 40,
+                    intermediate,
+                    layers: language + adapter_layers + head_layers,
+                    adapter_layers,
+                    head_layers,
+                    heads: kv_heads * group,
+                    kv_heads,
+                    head_dim,
+                    rms_norm_eps: 1e-6,
+                    rope_theta: 1e6,
+                    sliding_window,
+                    max_positions: 8192,
+                }))
+            },
+        );
     prop_oneof![1 => Just(Subject::Fixture), 3 => random]
 }
 
@@ -91,10 +103,28 @@ struct Wish {
 fn wish() -> impl Strategy<Value = Wish> {
     let prompt = prop::collection::vec(any::<u16>().prop_map(usize::from), 1..40);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (0usize..12, prompt, 1usize..4, 1usize..9, flags, 0i32..3, any::<u8>())
-        .prop_map(|(arrives, prompt, outputs, tokens, (text, guided, greedy), priority, resume)| {
-            Wish { arrives, prompt, outputs, tokens, text, guided, greedy, priority, resume }
-        })
+    (
+        0usize..12,
+        prompt,
+        1usize..4,
+        1usize..9,
+        flags,
+        0i32..3,
+        any::<u8>(),
+    )
+        .prop_map(
+            |(arrives, prompt, outputs, tokens, (text, guided, greedy), priority, resume)| Wish {
+                arrives,
+                prompt,
+                outputs,
+                tokens,
+                text,
+                guided,
+                greedy,
+                priority,
+                resume,
+            },
+        )
 }
 
 fn request(id: u64, wish: &Wish, config: &BackboneConfig) -> Request {
@@ -115,7 +145,10 @@ fn request(id: u64, wish: &Wish, config: &BackboneConfig) -> Request {
         },
         seed: id * 31,
         outputs: (0..wish.outputs as u32)
-            .map(|image_index| OutputSpec { image_index, forced: vec![] })
+            .map(|image_index| OutputSpec {
+                image_index,
+                forced: vec![],
+            })
             .collect(),
         max_tokens: wish.tokens,
         stop_ids: vec![],
@@ -126,7 +159,11 @@ fn request(id: u64, wish: &Wish, config: &BackboneConfig) -> Request {
 fn bits(output: &Output) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
     let to_bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let logits: Vec<f32> = output.logits.iter().flatten().flatten().copied().collect();
-    (output.tokens.clone(), to_bits(&output.log_probs), to_bits(&logits))
+    (
+        output.tokens.clone(),
+        to_bits(&output.log_probs),
+        to_bits(&logits),
+    )
 }
 
 proptest! {
@@ -196,7 +233,10 @@ fn draws_of_a_fixed_seed() {
     };
     let request = request(77, &wish, &model.config.backbone);
     let outputs = model.run(1, ROOMY, &[request]);
-    let tokens: Vec<_> = outputs.values().map(|output| output.tokens.clone()).collect();
+    let tokens: Vec<_> = outputs
+        .values()
+        .map(|output| output.tokens.clone())
+        .collect();
     assert_ne!(tokens[0], tokens[1], "images of one request differ");
     println!("DRAWN {tokens:?}");
 }
@@ -210,7 +250,10 @@ fn the_same_seed_gives_the_same_tokens_in_a_new_process() {
             .output()
             .expect("a new process");
         let text = String::from_utf8(output.stdout).expect("text");
-        let line = text.lines().find(|line| line.contains("DRAWN")).expect("a line of tokens");
+        let line = text
+            .lines()
+            .find(|line| line.contains("DRAWN"))
+            .expect("a line of tokens");
         line[line.find("DRAWN").expect("found")..].to_owned()
     };
     assert_eq!(drawn(), drawn());

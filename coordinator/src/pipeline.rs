@@ -12,7 +12,7 @@ use xomni_engine::{
     text::Tokenizer,
 };
 use xomni_worker::api::{
-    Backbone, DecodeEvent, DecodeJob, DecodeStage, Decoder, GenerateJob, TokenFrame,
+    Backbone, DecodeEvent, DecodeSpec, Decoder, GenerateJob, Progress, TokenFrame,
 };
 
 use crate::request::ImageJob;
@@ -48,8 +48,8 @@ pub enum ImageEvent {
     Decoding {
         /// Index within the request.
         index: usize,
-        /// How far.
-        stage: DecodeStage,
+        /// The part that begins.
+        stage: Progress,
     },
     /// An image is done.
     Done(Image),
@@ -113,10 +113,10 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             .await?;
             if finished {
                 drawing -= 1;
-                let decode = DecodeJob {
+                let decode = DecodeSpec {
                     prompt: prompt.clone(),
                     grid: job.grid,
-                    codes: std::mem::take(codes),
+                    tokens: std::mem::take(codes),
                     seed: job.seed,
                     image_index: index as u32,
                     steps: job.steps,
@@ -183,12 +183,12 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
 /// Develops one picture and reports it.
 async fn develop<D: Decoder>(
     decoder: Arc<D>,
-    job: DecodeJob,
+    job: DecodeSpec,
     drawn_after: Duration,
     events: mpsc::Sender<ImageEvent>,
 ) -> Result<()> {
     let start = Instant::now();
-    let (index, codes) = (job.image_index as usize, job.codes.clone());
+    let (index, codes) = (job.image_index as usize, job.tokens.clone());
     let mut stream = decoder.decode(job).await?;
     loop {
         match stream.next().await?.ok_or_else(ended_early)? {

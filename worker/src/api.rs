@@ -3,11 +3,11 @@
 use std::{future::Future, time::Instant};
 
 use tokio::sync::mpsc;
+pub use xomni_engine::decode::{DecodeSpec, Progress};
 use xomni_engine::{
     Error, Result,
     sampling::SamplingParams,
     schedule::{FinishReason, Mode, OutputSpec},
-    text::grid::Grid,
 };
 
 /// A prompt and the outputs to draw from it, validated.
@@ -52,44 +52,11 @@ pub struct TokenFrame {
     pub finished: Option<FinishReason>,
 }
 
-/// Tokens and a seed, to be developed into a picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DecodeJob {
-    /// The text that the picture was drawn from.
-    pub prompt: String,
-    /// Size in tokens.
-    pub grid: Grid,
-    /// Image codes, row by row.
-    pub codes: Vec<u32>,
-    /// Key of the initial noise.
-    pub seed: u64,
-    /// Index of the picture within its request.
-    pub image_index: u32,
-    /// Denoising steps; the checkpoint's number if `None`.
-    pub steps: Option<usize>,
-}
-
-/// How far a decode is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DecodeStage {
-    /// The prompt is being encoded.
-    TextEncoders,
-    /// Denoising step `step` of `steps` is done.
-    Denoise {
-        /// Steps done.
-        step: usize,
-        /// Steps in all.
-        steps: usize,
-    },
-    /// Latents are being turned into pixels.
-    Vae,
-}
-
 /// What a decode stream carries; [`DecodeEvent::Png`] is the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DecodeEvent {
-    /// A stage was reached.
-    Progress(DecodeStage),
+    /// A part begins.
+    Progress(Progress),
     /// The picture.
     Png(Vec<u8>),
 }
@@ -133,7 +100,7 @@ pub trait Decoder: Send + Sync + 'static {
     /// [`Error::BadInput`] or [`Error::Capacity`].
     fn decode(
         &self,
-        job: DecodeJob,
+        job: DecodeSpec,
     ) -> impl Future<Output = Result<JobStream<DecodeEvent>>> + Send;
 }
 

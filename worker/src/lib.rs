@@ -1,7 +1,9 @@
 //! The services around the engine: a backbone that draws tokens for many requests at once, and a
 //! decoder that develops them into pictures. [`api`] is what callers see, in one process or over
-//! a network; [`backbone`] and [`decoder`] run the engine on threads of this process.
+//! a network; [`backbone`] and [`decoder`] run the engine on threads of this process, and [`local`]
+//! starts both from a checkpoint.
 
 pub mod api;
 pub mod backbone;
 pub mod decoder;
+pub mod local;

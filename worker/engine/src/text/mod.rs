@@ -1,8 +1,23 @@
 //! Text in and out: the backbone's tokenizer, the chat template, the document grammar, and the
 //! tokenizers of the decoder's two text encoders.
 
+mod added;
+mod alphabet;
+mod bpe;
+mod charsmap;
 pub mod chat;
 pub mod clip;
 pub mod document;
+mod files;
+pub mod grid;
 pub mod t5;
 pub mod tokenizer;
+mod tokenizer_config;
+mod tokenizer_file;
+
+pub use chat::{ChatTemplate, Message, Part, Role};
+pub use clip::ClipTokenizer;
+pub use document::{Document, ImageCall};
+pub use grid::Grid;
+pub use t5::T5Tokenizer;
+pub use tokenizer::Tokenizer;

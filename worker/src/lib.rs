@@ -1,1 +1,7 @@
-//! xomni worker.
+//! The services around the engine: a backbone that draws tokens for many requests at once, and a
+//! decoder that develops them into pictures. [`api`] is what callers see, in one process or over
+//! a network; [`backbone`] and [`decoder`] run the engine on threads of this process.
+
+pub mod api;
+pub mod backbone;
+pub mod decoder;

@@ -63,6 +63,10 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
 
+    /// The request's deadline passed before it was done.
+    #[error("deadline exceeded")]
+    DeadlineExceeded,
+
     /// A rank, a device or a collective failed; the group is lost.
     #[error("backbone group lost: {0}")]
     GroupLost(String),
@@ -103,7 +107,8 @@ impl Error {
             | Self::Checkpoint { .. }
             | Self::Io { .. }
             | Self::Unsupported { .. }
-            | Self::Cancelled => false,
+            | Self::Cancelled
+            | Self::DeadlineExceeded => false,
         }
     }
 }

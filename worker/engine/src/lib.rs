@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod error;
+pub mod group;
 pub mod model;
 pub mod ops;
 pub mod parallel;

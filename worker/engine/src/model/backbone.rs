@@ -1,1 +1,337 @@
+//! The X-Omni backbone: a Qwen2 decoder whose first and last layers change image positions only,
+//! with two embeddings, two final norms and two heads (arXiv 2507.22058).
 
+use std::{ops::Range, sync::Arc};
+
+use crate::{
+    Result,
+    checkpoint::{BackboneConfig, Weights},
+    ops::{Device, KvLayout, RowBatch, TransformerOps},
+    parallel::{
+        Collective, HeadLayout, Shard,
+        layout::even_chunk,
+        linear::{ColumnParallel, ExchangeBuffers, RowParallel},
+        vocabulary::{VocabularyEmbedding, VocabularyHead},
+    },
+    schedule::Mode,
+};
+
+/// What an observer of [`Backbone::forward`] is shown: hidden states `[rows, hidden]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The input embeddings.
+    Embedding,
+    /// The output of a layer, by index.
+    Layer(usize),
+}
+
+/// Called with every stage and its hidden states.
+pub type Observer<'a> = dyn FnMut(Stage, Vec<f32>) + 'a;
+
+struct Layer<O: Device> {
+    input_norm: O::Vector,
+    qkv: ColumnParallel<O>,
+    o: RowParallel<O>,
+    post_norm: O::Vector,
+    gate_up: ColumnParallel<O>,
+    down: RowParallel<O>,
+    /// Adapter and head layers leave text positions as they were.
+    multimodal_only: bool,
+}
+
+/// Activations of a step, `rows` being the most rows of a step.
+struct Scratch<O: Device> {
+    /// Residual stream `[rows, hidden]`.
+    h: O::Buffer,
+    /// Normalised input of a block `[rows, hidden]`.
+    x: O::Buffer,
+    /// Output of a block `[rows, hidden]`.
+    delta: O::Buffer,
+    /// `[rows, (heads + 2 kv_heads) head_dim]` of this rank.
+    qkv: O::Buffer,
+    /// `[rows, heads head_dim]` of this rank.
+    attended: O::Buffer,
+    /// `[rows, 2 intermediate]` of this rank.
+    gate_up: O::Buffer,
+    /// `[rows, intermediate]` of this rank.
+    activated: O::Buffer,
+    exchange: ExchangeBuffers<O>,
+    embedded: Vec<O::Buffer>,
+}
+
+/// One rank's share of the backbone.
+pub struct Backbone<O: TransformerOps> {
+    ops: Arc<O>,
+    config: BackboneConfig,
+    collective: Box<dyn Collective<O>>,
+    query_heads: Range<usize>,
+    kv_heads: Range<usize>,
+    /// The K/V head of each query head, both counted from this rank's first.
+    kv_head_of: Vec<usize>,
+    intermediate: usize,
+    embedding: VocabularyEmbedding<O>,
+    layers: Vec<Layer<O>>,
+    text_norm: O::Vector,
+    image_norm: O::Vector,
+    text_head: VocabularyHead<O>,
+    image_head: VocabularyHead<O>,
+    scratch: Scratch<O>,
+}
+
+impl<O: TransformerOps> Backbone<O> {
+    /// Takes this rank's part of every tensor. `max_rows` is the most rows of a step.
+    ///
+    /// # Errors
+    /// [`crate::Error::Checkpoint`] naming a missing or misshaped tensor.
+    pub fn load(
+        ops: Arc<O>,
+        shard: Shard,
+        collective: Box<dyn Collective<O>>,
+        config: &BackboneConfig,
+        weights: &mut Weights,
+        max_rows: usize,
+    ) -> Result<Self> {
+        let heads = HeadLayout::new(config);
+        let query_heads = heads.query_heads(shard.chunks());
+        let kv_heads = heads.kv_heads(&query_heads);
+        let hidden = config.hidden;
+        let layers = (0..config.layers)
+            .map(|index| load_layer(&*ops, shard, config, &heads, weights, index))
+            .collect::<Result<Vec<_>>>()?;
+        let text_table =
+            weights.tensor("model.lm_embed_tokens.weight", &[config.text_vocab, hidden])?;
+        let image_table =
+            weights.tensor("model.mm_embed_tokens.weight", &[config.mm_vocab, hidden])?;
+        let text_head = weights.tensor("lm_head.weight", &[config.text_vocab, hidden])?;
+        let image_head = weights.tensor("mm_head.weight", &[config.mm_vocab, hidden])?;
+        let first_kv = kv_heads.start;
+        let kv_head_of = query_heads
+            .clone()
+            .map(|h| heads.kv_head_of(h) - first_kv)
+            .collect();
+        let intermediate = layers[0].gate_up.width() / 2;
+        let ranks = shard.size();
+        let buffer = |width: usize| ops.buffer(max_rows * width);
+        let embedded = match ranks {
+            1 => vec![],
+            _ => (0..ranks).map(|_| buffer(hidden)).collect::<Result<_>>()?,
+        };
+        let scratch = Scratch {
+            h: buffer(hidden)?,
+            x: buffer(hidden)?,
+            delta: buffer(hidden)?,
+            qkv: buffer((query_heads.len() + 2 * kv_heads.len()) * config.head_dim)?,
+            attended: buffer(query_heads.len() * config.head_dim)?,
+            gate_up: buffer(2 * intermediate)?,
+            activated: buffer(intermediate)?,
+            exchange: ExchangeBuffers::new(&*ops, max_rows * hidden, ranks)?,
+            embedded,
+        };
+        Ok(Self {
+            config: config.clone(),
+            collective,
+            query_heads,
+            kv_heads,
+            kv_head_of,
+            intermediate,
+            embedding: VocabularyEmbedding::load(&*ops, shard, text_table, image_table)?,
+            layers,
+            text_norm: ops.vector(&[weights.tensor("model.lm_norm.weight", &[hidden])?])?,
+            image_norm: ops.vector(&[weights.tensor("model.mm_norm.weight", &[hidden])?])?,
+            text_head: VocabularyHead::load(&*ops, shard, text_head, config.text_vocab)?,
+            image_head: VocabularyHead::load(&*ops, shard, image_head, config.image_vocab)?,
+            scratch,
+            ops,
+        })
+    }
+
+    /// A K/V cache for this rank's heads: `blocks` blocks of `block_size` positions.
+    pub fn kv_cache(&self, blocks: usize, block_size: usize) -> Result<O::Kv> {
+        self.ops.kv_cache(KvLayout {
+            layers: self.config.layers,
+            kv_heads: self.kv_heads.len(),
+            head_dim: self.config.head_dim,
+            blocks,
+            block_size,
+        })
+    }
+
+    /// Runs the rows of a step through all layers, writing their keys and values to `kv`. The
+    /// hidden states stay here for [`Backbone::logits`].
+    pub fn forward(
+        &mut self,
+        rows: &RowBatch,
+        kv: &mut O::Kv,
+        mut observer: Option<&mut Observer<'_>>,
+    ) -> Result<()> {
+        let ops = &*self.ops;
+        let config = &self.config;
+        let collective = &mut *self.collective;
+        let s = &mut self.scratch;
+        let (n, eps) = (rows.len(), config.rms_norm_eps);
+        let mut observe = |stage, h: &O::Buffer| match &mut observer {
+            Some(observer) => ops.read(h, n * config.hidden).map(|h| observer(stage, h)),
+            None => Ok(()),
+        };
+
+        self.embedding
+            .forward(ops, collective, &mut s.embedded, &rows.tokens, &mut s.h)?;
+        observe(Stage::Embedding, &s.h)?;
+        let mut updated: Option<&[bool]> = None;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let pending = (index > 0).then_some((&s.delta, updated));
+            ops.residual_rms_norm(&mut s.h, pending, n, &layer.input_norm, eps, &mut s.x)?;
+            if index > 0 {
+                observe(Stage::Layer(index - 1), &s.h)?;
+            }
+            updated = layer.multimodal_only.then_some(&rows.multimodal);
+
+            if !self.query_heads.is_empty() {
+                let heads = self.query_heads.len();
+                layer.qkv.forward(ops, &s.x, n, &mut s.qkv)?;
+                ops.rope_append(&mut s.qkv, heads, rows, config.rope_theta, index, kv)?;
+                let window = config.sliding_window;
+                let map = &self.kv_head_of;
+                ops.attention(&s.qkv, rows, map, window, index, kv, &mut s.attended)?;
+            }
+            layer.o.forward(
+                ops,
+                collective,
+                &mut s.exchange,
+                &s.attended,
+                n,
+                &mut s.delta,
+            )?;
+
+            let pending = Some((&s.delta, updated));
+            ops.residual_rms_norm(&mut s.h, pending, n, &layer.post_norm, eps, &mut s.x)?;
+            layer.gate_up.forward(ops, &s.x, n, &mut s.gate_up)?;
+            ops.silu_mul(&s.gate_up, n, self.intermediate, &mut s.activated)?;
+            layer.down.forward(
+                ops,
+                collective,
+                &mut s.exchange,
+                &s.activated,
+                n,
+                &mut s.delta,
+            )?;
+        }
+        ops.residual(&mut s.h, &s.delta, n, config.hidden, updated)?;
+        observe(Stage::Layer(config.layers - 1), &s.h)
+    }
+
+    /// Final-normed hidden states `[indices, hidden]` of rows of the last step.
+    pub fn final_norm(&mut self, rows: &RowBatch, indices: &[usize]) -> Result<O::Buffer> {
+        let (ops, hidden) = (&*self.ops, self.config.hidden);
+        let mut selected = ops.buffer(indices.len() * hidden)?;
+        for (to, &from) in indices.iter().enumerate() {
+            ops.copy_rows(&self.scratch.h, from, &mut selected, to, 1, hidden)?;
+        }
+        let multimodal: Vec<bool> = indices.iter().map(|&row| rows.multimodal[row]).collect();
+        let weights = (&self.text_norm, &self.image_norm);
+        let mut normed = ops.buffer(indices.len() * hidden)?;
+        let eps = self.config.rms_norm_eps;
+        ops.rms_norm_select(&selected, weights, &multimodal, eps, &mut normed)?;
+        Ok(normed)
+    }
+
+    /// Logits `[indices, vocab(mode)]` of rows of the last step: all image codes, or all text
+    /// tokens. No other token can be drawn in that mode.
+    pub fn logits(&mut self, rows: &RowBatch, indices: &[usize], mode: Mode) -> Result<O::Buffer> {
+        let normed = self.final_norm(rows, indices)?;
+        let head = match mode {
+            Mode::Image => &self.image_head,
+            Mode::Text => &self.text_head,
+        };
+        head.forward(&self.ops, &mut *self.collective, &normed, indices.len())
+    }
+
+    /// Tokens that a mode can draw, and the id of the first of them.
+    pub fn vocabulary(&self, mode: Mode) -> Range<u32> {
+        let text = self.config.text_vocab as u32;
+        match mode {
+            Mode::Text => 0..text,
+            Mode::Image => text..text + self.config.image_vocab as u32,
+        }
+    }
+
+    /// The device's operations.
+    pub fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &BackboneConfig {
+        &self.config
+    }
+}
+
+fn load_layer<O: TransformerOps>(
+    ops: &O,
+    shard: Shard,
+    config: &BackboneConfig,
+    heads: &HeadLayout,
+    weights: &mut Weights,
+    index: usize,
+) -> Result<Layer<O>> {
+    let (c, d, i) = (config.hidden, config.head_dim, config.intermediate);
+    let (q, kv) = (config.heads * d, config.kv_heads * d);
+    let mut tensor = |name: &str, shape: &[usize]| {
+        weights.tensor(&format!("model.layers.{index}.{name}"), shape)
+    };
+    let channels = |heads: Range<usize>| heads.start * d..heads.end * d;
+    let chunks = shard.chunks();
+    let query_heads = heads.query_heads(chunks.clone());
+    let kv_heads = channels(heads.kv_heads(&query_heads));
+    let query_heads = channels(query_heads);
+    let head_chunks: Vec<_> = chunks
+        .clone()
+        .map(|chunk| channels(heads.query_heads(chunk..chunk + 1)))
+        .collect();
+    let mlp_chunks: Vec<_> = chunks.map(|chunk| even_chunk(i, chunk)).collect();
+    let mlp = mlp_chunks[0].start..mlp_chunks[mlp_chunks.len() - 1].end;
+    let qkv = ColumnParallel::load(
+        ops,
+        &[
+            (
+                tensor("self_attn.q_proj.weight", &[q, c])?,
+                query_heads.clone(),
+            ),
+            (
+                tensor("self_attn.k_proj.weight", &[kv, c])?,
+                kv_heads.clone(),
+            ),
+            (
+                tensor("self_attn.v_proj.weight", &[kv, c])?,
+                kv_heads.clone(),
+            ),
+        ],
+        &[
+            (tensor("self_attn.q_proj.bias", &[q])?, query_heads),
+            (tensor("self_attn.k_proj.bias", &[kv])?, kv_heads.clone()),
+            (tensor("self_attn.v_proj.bias", &[kv])?, kv_heads),
+        ],
+    )?;
+    let gate_up = ColumnParallel::load(
+        ops,
+        &[
+            (tensor("mlp.gate_proj.weight", &[i, c])?, mlp.clone()),
+            (tensor("mlp.up_proj.weight", &[i, c])?, mlp),
+        ],
+        &[],
+    )?;
+    let first_head_layer = config.layers - config.head_layers;
+    Ok(Layer {
+        input_norm: ops.vector(&[tensor("input_layernorm.weight", &[c])?])?,
+        qkv,
+        o: RowParallel::load(
+            ops,
+            tensor("self_attn.o_proj.weight", &[c, q])?,
+            &head_chunks,
+        )?,
+        post_norm: ops.vector(&[tensor("post_attention_layernorm.weight", &[c])?])?,
+        gate_up,
+        down: RowParallel::load(ops, tensor("mlp.down_proj.weight", &[c, i])?, &mlp_chunks)?,
+        multimodal_only: index < config.adapter_layers || index >= first_head_layer,
+    })
+}

@@ -9,7 +9,7 @@ mod image;
 mod transformer;
 
 pub use image::{Activation, AttentionShape, ConvShape, ImageOps, Norm};
-pub use transformer::{KvLayout, RowBatch, TransformerOps};
+pub use transformer::{KvLayout, RowBatch, RowDraw, TransformerOps};
 
 use std::ops::Range;
 
@@ -56,6 +56,12 @@ pub trait Device: Send + Sync + 'static {
 
     /// The values of a buffer.
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
+
+    /// The first `len` values of a buffer.
+    fn read(&self, buffer: &Self::Buffer, len: usize) -> Result<Vec<f32>>;
+
+    /// Replaces the first values of a buffer.
+    fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<()>;
 
     /// Copies `rows` rows of `width` from `src` (from row `src_row`) to `dst` (from row `dst_row`).
     fn copy_rows(

@@ -3,7 +3,10 @@
 use std::{ops::Range, sync::Arc};
 
 use super::Device;
-use crate::Result;
+use crate::{
+    Result,
+    sampling::{Draw, Drawn},
+};
 
 /// Shape of the paged K/V cache of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +151,39 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Adds equally long parts (a power of two of them) as a balanced binary tree.
-    fn tree_sum(&self, parts: &[Self::Buffer], out: &mut Self::Buffer) -> Result<()>;
+    /// Adds the first `len` values of each part (a power of two of them) as a balanced binary tree.
+    fn tree_sum(&self, parts: &[Self::Buffer], len: usize, out: &mut Self::Buffer) -> Result<()>;
+
+    /// `out` `[rows, Σ widths]` from parts `[rows, widths[p]]` side by side.
+    fn concat_columns(
+        &self,
+        parts: &[Self::Buffer],
+        widths: &[usize],
+        rows: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Draws one token for each entry of `draws` from `logits` `[rows, vocab]`.
+    fn sample(
+        &self,
+        logits: &Self::Buffer,
+        vocab: usize,
+        draws: &[RowDraw<'_>],
+    ) -> Result<Vec<Drawn>>;
+
+    /// Keys and values of one block of one layer, each `[kv_heads, block_size, head_dim]`.
+    fn read_kv(&self, kv: &Self::Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)>;
+}
+
+/// A draw from the rows of a logits buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowDraw<'a> {
+    /// The conditional row.
+    pub row: usize,
+    /// The unconditional row, if guided.
+    pub uncond_row: Option<usize>,
+    /// How.
+    pub draw: Draw,
+    /// Indices that are never drawn.
+    pub suppressed: &'a [u32],
 }

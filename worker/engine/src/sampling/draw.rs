@@ -41,13 +41,20 @@ pub fn draw(cond: &[f32], uncond: Option<&[f32]>, draw: &Draw) -> Drawn {
         argmax(scores.iter().copied())
     } else {
         let kept = filter(scores, &draw.params);
-        let noisy = kept.indices.iter().zip(&kept.log_probs).map(|(&index, log_prob)| {
-            log_prob + gumbel(draw.seed, draw.image_index, draw.n, index)
-        });
+        let noisy = kept
+            .indices
+            .iter()
+            .zip(&kept.log_probs)
+            .map(|(&index, log_prob)| {
+                log_prob + gumbel(draw.seed, draw.image_index, draw.n, index)
+            });
         kept.indices[argmax(noisy)] as usize
     };
     let log_prob = scores[index] - log_sum_exp(scores.iter().copied());
-    Drawn { index: index as u32, log_prob }
+    Drawn {
+        index: index as u32,
+        log_prob,
+    }
 }
 
 /// Guided scores of two logit vectors.
@@ -58,7 +65,11 @@ pub fn guide(cond: &[f32], uncond: &[f32], scale: f32) -> Vec<f32> {
         .zip(uncond)
         .map(|(c, u)| {
             let (c, u) = (c - log_c, u - log_u);
-            if c == f32::NEG_INFINITY { c } else { scale * (c - u) + u }
+            if c == f32::NEG_INFINITY {
+                c
+            } else {
+                scale * (c - u) + u
+            }
         })
         .collect()
 }
@@ -78,7 +89,12 @@ mod tests {
     use super::*;
 
     fn at(n: u32, params: SamplingParams) -> Draw {
-        Draw { params, seed: 11, image_index: 0, n }
+        Draw {
+            params,
+            seed: 11,
+            image_index: 0,
+            n,
+        }
     }
 
     #[test]
@@ -89,7 +105,11 @@ mod tests {
 
     #[test]
     fn log_prob_is_of_the_unfiltered_distribution() {
-        let params = SamplingParams { temperature: 0.5, top_k: 1, ..SamplingParams::GREEDY };
+        let params = SamplingParams {
+            temperature: 0.5,
+            top_k: 1,
+            ..SamplingParams::GREEDY
+        };
         let drawn = draw(&[0.0, libm::logf(3.0)], None, &at(0, params));
         assert_eq!(drawn.index, 1);
         assert!((drawn.log_prob - libm::logf(0.75)).abs() < 1e-6);
@@ -99,7 +119,10 @@ mod tests {
     fn frequencies_follow_the_distribution() {
         let probabilities = [0.1f32, 0.2, 0.3, 0.4];
         let logits = probabilities.map(libm::logf);
-        let params = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
+        let params = SamplingParams {
+            temperature: 1.0,
+            ..SamplingParams::GREEDY
+        };
         let mut counts = [0f64; 4];
         const DRAWS: u32 = 20_000;
         for n in 0..DRAWS {
@@ -113,7 +136,10 @@ mod tests {
                 (count - expected).powi(2) / expected
             })
             .sum();
-        assert!(chi_square < 16.27, "0.1 % point of chi-square with 3 degrees: {chi_square}");
+        assert!(
+            chi_square < 16.27,
+            "0.1 % point of chi-square with 3 degrees: {chi_square}"
+        );
     }
 
     #[test]

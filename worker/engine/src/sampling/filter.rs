@@ -26,7 +26,10 @@ pub fn filter(scores: &[f32], params: &SamplingParams) -> Candidates {
         .iter()
         .enumerate()
         .filter(|(_, score)| **score > f32::NEG_INFINITY)
-        .map(|(index, score)| Candidate { index: index as u32, score: score / params.temperature })
+        .map(|(index, score)| Candidate {
+            index: index as u32,
+            score: score / params.temperature,
+        })
         .collect();
     top_k(&mut kept, params.top_k);
     if params.top_p < 1.0 || params.min_p > 0.0 {
@@ -38,7 +41,10 @@ pub fn filter(scores: &[f32], params: &SamplingParams) -> Candidates {
     let log_sum = log_sum_exp(kept.iter().map(|candidate| candidate.score));
     Candidates {
         indices: kept.iter().map(|candidate| candidate.index).collect(),
-        log_probs: kept.iter().map(|candidate| candidate.score - log_sum).collect(),
+        log_probs: kept
+            .iter()
+            .map(|candidate| candidate.score - log_sum)
+            .collect(),
     }
 }
 
@@ -81,7 +87,9 @@ fn top_p(kept: &mut Vec<Candidate>, p: f32) {
 /// Drops tokens with a probability below `p` times the largest. `kept` is sorted by descending
 /// score.
 fn min_p(kept: &mut Vec<Candidate>, p: f32) {
-    let Some(best) = kept.first().map(|candidate| candidate.score) else { return };
+    let Some(best) = kept.first().map(|candidate| candidate.score) else {
+        return;
+    };
     kept.retain(|candidate| candidate.score == best || libm::expf(candidate.score - best) >= p);
 }
 
@@ -90,7 +98,13 @@ mod tests {
     use super::*;
 
     fn params(top_k: usize, top_p: f32, min_p: f32) -> SamplingParams {
-        SamplingParams { temperature: 1.0, top_k, top_p, min_p, guidance_scale: 1.0 }
+        SamplingParams {
+            temperature: 1.0,
+            top_k,
+            top_p,
+            min_p,
+            guidance_scale: 1.0,
+        }
     }
 
     #[test]

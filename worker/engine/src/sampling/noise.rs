@@ -32,16 +32,22 @@ mod tests {
 
     #[test]
     fn gumbel_noise_has_its_mean() {
-        let mean = (0..100_000).map(|i| f64::from(gumbel(3, 1, 2, i))).sum::<f64>() / 1e5;
+        let mean = (0..100_000)
+            .map(|i| f64::from(gumbel(3, 1, 2, i)))
+            .sum::<f64>()
+            / 1e5;
         assert!((mean - 0.577_215_66).abs() < 0.02, "{mean}");
     }
 
     #[test]
     fn every_coordinate_changes_the_noise() {
         let base = gumbel(1, 0, 0, 0);
-        for other in
-            [gumbel(2, 0, 0, 0), gumbel(1, 1, 0, 0), gumbel(1, 0, 1, 0), gumbel(1, 0, 0, 1)]
-        {
+        for other in [
+            gumbel(2, 0, 0, 0),
+            gumbel(1, 1, 0, 0),
+            gumbel(1, 0, 1, 0),
+            gumbel(1, 0, 0, 1),
+        ] {
             assert_ne!(base, other);
         }
         assert_ne!(base, gumbel(1 << 32 | 1, 0, 0, 0));

@@ -19,8 +19,13 @@ pub struct SamplingParams {
 
 impl SamplingParams {
     /// Always the best token.
-    pub const GREEDY: Self =
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, guidance_scale: 1.0 };
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        guidance_scale: 1.0,
+    };
 
     /// Largest accepted temperature.
     pub const MAX_TEMPERATURE: f32 = 100.0;
@@ -40,15 +45,28 @@ impl SamplingParams {
         let ranges = [
             ("temperature", self.temperature, 0.0, Self::MAX_TEMPERATURE),
             ("min_p", self.min_p, 0.0, 1.0),
-            ("guidance_scale", self.guidance_scale, 0.0, Self::MAX_GUIDANCE_SCALE),
+            (
+                "guidance_scale",
+                self.guidance_scale,
+                0.0,
+                Self::MAX_GUIDANCE_SCALE,
+            ),
         ];
         for (field, value, low, high) in ranges {
             if !(low..=high).contains(&value) {
-                return Err(Error::bad_input(field, format!("must be {low} to {high}"), value));
+                return Err(Error::bad_input(
+                    field,
+                    format!("must be {low} to {high}"),
+                    value,
+                ));
             }
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::bad_input("top_p", "must be above 0 and at most 1", self.top_p));
+            return Err(Error::bad_input(
+                "top_p",
+                "must be above 0 and at most 1",
+                self.top_p,
+            ));
         }
         Ok(())
     }

@@ -36,7 +36,10 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The block for `seed` at counter (`domain`, `image_index`, `n`, `i`).
 pub fn block(seed: u64, domain: Domain, image_index: u32, n: u32, i: u32) -> [u32; 4] {
-    philox4x32_10([i, n, image_index, domain as u32], [seed as u32, (seed >> 32) as u32])
+    philox4x32_10(
+        [i, n, image_index, domain as u32],
+        [seed as u32, (seed >> 32) as u32],
+    )
 }
 
 /// A uniform value strictly between 0 and 1 from the upper 23 bits of a word.

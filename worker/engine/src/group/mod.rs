@@ -1,0 +1,7 @@
+//! A backbone group: the ranks that run steps together.
+
+pub mod rank;
+pub mod threads;
+
+pub use rank::{Rank, StepOutput};
+pub use threads::{GroupConfig, ThreadGroup};

@@ -1,0 +1,169 @@
+//! Linear layers split across ranks. They own both their shard rule and their exchange.
+
+use std::ops::Range;
+
+use super::Collective;
+use crate::{
+    Result,
+    checkpoint::HostTensor,
+    ops::{Device, MatrixPart, TransformerOps},
+};
+
+/// A linear layer whose outputs are split: each rank holds some rows of the weight and makes its
+/// own outputs, with no exchange.
+pub struct ColumnParallel<D: Device> {
+    /// `None` on a rank without outputs.
+    weight: Option<D::Matrix>,
+    bias: Option<D::Vector>,
+    width: usize,
+}
+
+impl<D: Device> ColumnParallel<D> {
+    /// Stacks the given output ranges of several weights (and of their biases, all or none given).
+    pub fn load(
+        device: &D,
+        weights: &[(HostTensor, Range<usize>)],
+        biases: &[(HostTensor, Range<usize>)],
+    ) -> Result<Self> {
+        let part = |(tensor, rows): &(HostTensor, Range<usize>)| MatrixPart {
+            rows: rows.clone(),
+            ..MatrixPart::whole(tensor.clone())
+        };
+        let parts: Vec<MatrixPart> = weights
+            .iter()
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(part)
+            .collect();
+        let bias = match biases {
+            [] => None,
+            _ => Some(device.vector(&biases.iter().map(slice).collect::<Vec<_>>())?),
+        };
+        let width = parts.iter().map(|part| part.rows.len()).sum();
+        let weight = if width == 0 {
+            None
+        } else {
+            Some(device.matrix(&parts)?)
+        };
+        Ok(Self {
+            weight,
+            bias,
+            width,
+        })
+    }
+
+    /// Outputs of this rank.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// `out` `[rows, width]` from `x` `[rows, in]`.
+    pub fn forward(
+        &self,
+        device: &D,
+        x: &D::Buffer,
+        rows: usize,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match &self.weight {
+            Some(weight) => device.linear(x, rows, weight, self.bias.as_ref(), out),
+            None => Ok(()),
+        }
+    }
+}
+
+fn slice((tensor, range): &(HostTensor, Range<usize>)) -> HostTensor {
+    HostTensor::from_f32(
+        tensor.name(),
+        &[range.len()],
+        &tensor.to_f32()[range.clone()],
+    )
+}
+
+/// A linear layer whose inputs are split: each rank holds some chunks of columns, sums each alone,
+/// and the ranks finish the tree over all chunks together.
+pub struct RowParallel<D: Device> {
+    /// `None` on a rank without inputs.
+    weight: Option<D::Matrix>,
+    /// Column ranges of this rank's chunks, counted from its first column.
+    chunks: Vec<Range<usize>>,
+    width: usize,
+}
+
+/// Buffers of the exchange, shared by all row-parallel layers of a model.
+pub struct ExchangeBuffers<D: Device> {
+    partial: D::Buffer,
+    parts: Vec<D::Buffer>,
+}
+
+impl<D: Device> ExchangeBuffers<D> {
+    /// Room for `values` values from each of `ranks` ranks.
+    pub fn new(device: &D, values: usize, ranks: usize) -> Result<Self> {
+        let gathered = if ranks == 1 { 0 } else { ranks };
+        let parts = (0..gathered)
+            .map(|_| device.buffer(values))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            partial: device.buffer(values)?,
+            parts,
+        })
+    }
+}
+
+impl<D: TransformerOps> RowParallel<D> {
+    /// This rank's chunks of a weight `[out, in]`: adjacent column ranges.
+    pub fn load(device: &D, weight: HostTensor, chunks: &[Range<usize>]) -> Result<Self> {
+        let first = chunks.first().map_or(0, |chunk| chunk.start);
+        let last = chunks.last().map_or(first, |chunk| chunk.end);
+        let width = weight.shape()[0];
+        let part = MatrixPart {
+            cols: first..last,
+            ..MatrixPart::whole(weight)
+        };
+        let weight = if first == last {
+            None
+        } else {
+            Some(device.matrix(&[part])?)
+        };
+        let chunks = chunks
+            .iter()
+            .map(|c| c.start - first..c.end - first)
+            .collect();
+        Ok(Self {
+            weight,
+            chunks,
+            width,
+        })
+    }
+
+    /// `out` `[rows, width]` from this rank's columns of `x`, the same on every rank.
+    pub fn forward(
+        &self,
+        device: &D,
+        collective: &mut dyn Collective<D>,
+        buffers: &mut ExchangeBuffers<D>,
+        x: &D::Buffer,
+        rows: usize,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        if collective.size() == 1 {
+            return self.sum_chunks(device, x, rows, out);
+        }
+        self.sum_chunks(device, x, rows, &mut buffers.partial)?;
+        let len = rows * self.width;
+        collective.all_gather(device, &buffers.partial, len, &mut buffers.parts)?;
+        device.tree_sum(&buffers.parts, len, out)
+    }
+
+    fn sum_chunks(
+        &self,
+        device: &D,
+        x: &D::Buffer,
+        rows: usize,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match &self.weight {
+            Some(weight) => device.linear_chunked(x, rows, weight, &self.chunks, out),
+            None => device.write(&vec![0.0; rows * self.width], out),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What a worker offers: streams that end in a result, and that are cancelled by dropping them.
+
+use std::{future::Future, time::Instant};
+
+use tokio::sync::mpsc;
+use xomni_engine::{
+    Error, Result,
+    sampling::SamplingParams,
+    schedule::{FinishReason, Mode, OutputSpec},
+    text::grid::Grid,
+};
+
+/// A prompt and the outputs to draw from it, validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateJob {
+    /// Lower runs first.
+    pub priority: i32,
+    /// Image or text.
+    pub mode: Mode,
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// Token ids of the unconditional prompt, exactly if guided.
+    pub negative_prompt: Option<Vec<u32>>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Key of all randomness.
+    pub seed: u64,
+    /// What to draw, with tokens that are already known.
+    pub outputs: Vec<OutputSpec>,
+    /// Tokens of each output, known ones included: exactly (image) or at most (text).
+    pub max_tokens: usize,
+    /// Ids that end a text answer.
+    pub stop_ids: Vec<u32>,
+    /// When to give up.
+    pub deadline: Option<Instant>,
+    /// Whether frames carry log-probabilities.
+    pub log_probs: bool,
+}
+
+/// Some consecutive tokens of one output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenFrame {
+    /// Index of the output in its job.
+    pub output: usize,
+    /// Number of tokens before the first of these; of no meaning if there are none.
+    pub first: u32,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Natural log-probabilities, one a token, if asked for.
+    pub log_probs: Vec<f32>,
+    /// Set on the last frame of an output.
+    pub finished: Option<FinishReason>,
+}
+
+/// Tokens and a seed, to be developed into a picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeJob {
+    /// The text that the picture was drawn from.
+    pub prompt: String,
+    /// Size in tokens.
+    pub grid: Grid,
+    /// Image codes, row by row.
+    pub codes: Vec<u32>,
+    /// Key of the initial noise.
+    pub seed: u64,
+    /// Index of the picture within its request.
+    pub image_index: u32,
+    /// Denoising steps; the checkpoint's number if `None`.
+    pub steps: Option<usize>,
+}
+
+/// How far a decode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecodeStage {
+    /// The prompt is being encoded.
+    TextEncoders,
+    /// Denoising step `step` of `steps` is done.
+    Denoise {
+        /// Steps done.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+    },
+    /// Latents are being turned into pixels.
+    Vae,
+}
+
+/// What a decode stream carries; [`DecodeEvent::Png`] is the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DecodeEvent {
+    /// A stage was reached.
+    Progress(DecodeStage),
+    /// The picture.
+    Png(Vec<u8>),
+}
+
+/// The receiving end of a job. Dropping it cancels the job at the next step.
+#[derive(Debug)]
+pub struct JobStream<T>(mpsc::Receiver<Result<T>>);
+
+impl<T> JobStream<T> {
+    /// Wraps the channel that a worker sends a job's events on.
+    pub fn new(receiver: mpsc::Receiver<Result<T>>) -> Self {
+        Self(receiver)
+    }
+
+    /// The next event; `None` after the last. Cancel-safe.
+    ///
+    /// # Errors
+    /// What ended the job; nothing follows it.
+    pub async fn next(&mut self) -> Result<Option<T>> {
+        self.0.recv().await.transpose()
+    }
+}
+
+/// Draws tokens.
+pub trait Backbone: Send + Sync + 'static {
+    /// Queues a job and returns the stream of its tokens.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] if it can never run, [`Error::Capacity`] if the queue is full.
+    fn generate(
+        &self,
+        job: GenerateJob,
+    ) -> impl Future<Output = Result<JobStream<TokenFrame>>> + Send;
+}
+
+/// Develops tokens into pictures.
+pub trait Decoder: Send + Sync + 'static {
+    /// Queues a job and returns the stream of its events.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] or [`Error::Capacity`].
+    fn decode(
+        &self,
+        job: DecodeJob,
+    ) -> impl Future<Output = Result<JobStream<DecodeEvent>>> + Send;
+}
+
+/// The error of a job whose worker is gone.
+pub(crate) fn worker_gone(what: &str) -> Error {
+    Error::GroupLost(format!("the {what} has stopped"))
+}

@@ -8,6 +8,9 @@ use crate::{
     picture::Picture,
 };
 
+/// Pixels per latent, on each axis: one doubling less than there are resolutions.
+pub const SCALE: usize = 8;
+
 const EPS: f32 = 1e-6;
 
 /// A channel-last picture `[height·width, channels]` on the device.
@@ -54,9 +57,6 @@ struct UpBlock<O: ImageOps> {
 }
 
 impl<O: ImageOps> Vae<O> {
-    /// Pixels per latent, on each axis.
-    pub const SCALE: usize = 8;
-
     /// Takes the tensors of the decoder and ignores the encoder's.
     ///
     /// # Errors

@@ -1,0 +1,123 @@
+//! The paged K/V cache and the rotary embedding of what goes into it.
+
+use super::{math, threads};
+use crate::{
+    Error, Result,
+    ops::{KvLayout, RowBatch},
+};
+
+/// Keys and values of all layers, each `[layer, block, kv_head, slot, channel]`.
+#[derive(Debug)]
+pub struct Kv {
+    pub(super) layout: KvLayout,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// A place in the cache: the first channel of one position of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Place(usize);
+
+impl Kv {
+    /// Room for `layout`; memory is committed as it is written.
+    pub(super) fn new(layout: KvLayout) -> Result<Self> {
+        let KvLayout { layers, kv_heads, head_dim, blocks, block_size } = layout;
+        let len = [kv_heads, head_dim, blocks, block_size]
+            .into_iter()
+            .try_fold(layers, usize::checked_mul)
+            .ok_or_else(|| Error::Unsupported {
+                what: format!("{layout:?}"),
+                reason: "larger than the address space".into(),
+            })?;
+        Ok(Self { layout, keys: vec![0.0; len], values: vec![0.0; len] })
+    }
+
+    /// Where slot 0 of `block` starts, for a head of a layer.
+    pub(super) fn block(&self, layer: usize, block: u32, kv_head: usize) -> Place {
+        let KvLayout { blocks, kv_heads, block_size, head_dim, .. } = self.layout;
+        Place(((layer * blocks + block as usize) * kv_heads + kv_head) * block_size * head_dim)
+    }
+
+    /// `slots` keys from `place` on.
+    pub(super) fn keys(&self, place: Place, slots: usize) -> &[f32] {
+        &self.keys[place.0..][..slots * self.layout.head_dim]
+    }
+
+    /// `slots` values from `place` on.
+    pub(super) fn values(&self, place: Place, slots: usize) -> &[f32] {
+        &self.values[place.0..][..slots * self.layout.head_dim]
+    }
+
+    /// Stores the key and value heads of one row.
+    fn store(&mut self, layer: usize, block: u32, slot: usize, keys: &[f32], values: &[f32]) {
+        let dim = self.layout.head_dim;
+        let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
+        for (head, (key, value)) in heads.enumerate() {
+            let at = self.block(layer, block, head).0 + slot * dim;
+            self.keys[at..at + dim].copy_from_slice(key);
+            self.values[at..at + dim].copy_from_slice(value);
+        }
+    }
+
+    /// Whether every row of `rows` has blocks of this cache up to its position.
+    pub(super) fn check(&self, layer: usize, rows: &RowBatch) -> Result<()> {
+        let damaged = |reason: String| Error::Unsupported { what: "row batch".into(), reason };
+        if layer >= self.layout.layers {
+            return Err(damaged(format!("layer {layer} of {}", self.layout.layers)));
+        }
+        if rows.positions.len() != rows.len() || rows.tables_index.len() != rows.len() {
+            return Err(damaged("its arrays differ in length".into()));
+        }
+        for (&position, &sequence) in rows.positions.iter().zip(&rows.tables_index) {
+            let needed = position as usize / self.layout.block_size + 1;
+            let blocks = rows
+                .tables
+                .get(sequence as usize)
+                .and_then(|table| table.get(..needed))
+                .ok_or_else(|| damaged(format!("position {position} has no block")))?;
+            if blocks.iter().any(|&block| block as usize >= self.layout.blocks) {
+                return Err(damaged(format!("a block beyond {}", self.layout.blocks)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rotates the queries and keys of `qkv` and stores keys and values. Sizes are checked.
+    pub(super) fn rope_append(
+        &mut self,
+        qkv: &mut [f32],
+        heads: usize,
+        rows: &RowBatch,
+        theta: f64,
+        layer: usize,
+    ) {
+        let KvLayout { kv_heads, head_dim, block_size, .. } = self.layout;
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let frequencies = frequencies(theta, head_dim);
+        let work = qkv.len() * 8;
+        threads::for_each_chunk(qkv, width, work, |r, row| {
+            let position = rows.positions[r] as f32;
+            let turns: Vec<_> =
+                frequencies.iter().map(|frequency| math::sin_cos(position * frequency)).collect();
+            for head in row[..(heads + kv_heads) * head_dim].chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(head_dim / 2);
+                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        });
+        for (r, row) in qkv.chunks_exact(width).enumerate() {
+            let position = rows.positions[r] as usize;
+            let block = rows.tables[rows.tables_index[r] as usize][position / block_size];
+            let (keys, values) = row[heads * head_dim..].split_at(kv_heads * head_dim);
+            self.store(layer, block, position % block_size, keys, values);
+        }
+    }
+}
+
+/// `theta^(-2j/d)` for `j` in `0..d/2`, each step rounded to `f32`.
+fn frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2)
+        .map(|j| 1.0 / theta.powf(f64::from(2.0 * j as f32 / head_dim as f32)) as f32)
+        .collect()
+}

@@ -1,0 +1,43 @@
+//! Products with weight matrices, shared between threads by outputs.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::{
+    dispatch::Isa,
+    matrix::{Matrix, Weights},
+    product::{COL_BLOCK, Product},
+    threads,
+    view::{Rows, RowsMut},
+};
+
+/// `out = x · wᵀ + bias`; see [`Product`] for `chunks`. Sizes agree.
+pub(super) fn linear(
+    isa: Isa,
+    x: Rows<'_, f32>,
+    w: &Matrix,
+    chunks: &[Range<usize>],
+    bias: Option<&[f32]>,
+    out: RowsMut<'_>,
+) {
+    for (offset, weights) in w.parts() {
+        let outs = match weights {
+            Weights::F32(w) => w.count(),
+            Weights::Bf16(w) => w.count(),
+        };
+        let work = x.count() * outs * x.cols();
+        threads::for_each(outs.div_ceil(COL_BLOCK), work, |task| {
+            let cols = task * COL_BLOCK..outs.min((task + 1) * COL_BLOCK);
+            let w = match weights {
+                Weights::F32(w) => Weights::F32(w.slice(cols.clone())),
+                Weights::Bf16(w) => Weights::Bf16(w.slice(cols.clone())),
+            };
+            let cols = offset + cols.start..offset + cols.end;
+            let bias = bias.map(|bias| &bias[cols.clone()]);
+            // SAFETY: tasks have different columns, and `out` is not used in between.
+            let out = unsafe { out.share(0..x.count(), cols) };
+            isa.run(Product { x, w, chunks, bias, out });
+        });
+    }
+}

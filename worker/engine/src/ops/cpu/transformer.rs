@@ -1,0 +1,184 @@
+//! [`TransformerOps`] of the CPU: sizes are checked here, kernels are elsewhere.
+
+use std::ops::Range;
+
+use super::{
+    Buffer, Cpu, Kv, Matrix, linear, mismatch, need,
+    norm::{self, Affine},
+    pointwise,
+    product::add_tree,
+    row_attention,
+    view::{Rows, RowsMut},
+};
+use crate::{
+    Result,
+    ops::{KvLayout, Norm, RowBatch, TransformerOps},
+};
+
+impl TransformerOps for Cpu {
+    type Kv = Kv;
+
+    fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
+        Kv::new(layout)
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[Option<u32>], out: &mut Buffer) -> Result<()> {
+        let width = table.cols();
+        need("embed", "out", out.0.len(), ids.len() * width)?;
+        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= table.rows()) {
+            return Err(mismatch("embed", format!("id {id} of {}", table.rows())));
+        }
+        for (r, id) in ids.iter().enumerate() {
+            let out = &mut out.0[r * width..][..width];
+            match id {
+                Some(id) => table.read_row(*id as usize, out),
+                None => out.fill(0.0),
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm_select(
+        &self,
+        x: &Buffer,
+        weights: (&Vec<f32>, &Vec<f32>),
+        select: &[bool],
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (width, rows) = (weights.0.len(), select.len());
+        need("rms_norm_select", "x", x.0.len(), rows * width)?;
+        need("rms_norm_select", "out", out.0.len(), rows * width)?;
+        need("rms_norm_select", "second weight", weights.1.len(), width)?;
+        let affine = |r: usize| Affine {
+            weight: Some(if select[r] { &weights.1[..width] } else { weights.0 }),
+            ..Affine::default()
+        };
+        norm::rows(self.isa, Norm::Rms, &x.0, width, affine, eps, &mut out.0[..rows * width]);
+        Ok(())
+    }
+
+    fn residual_rms_norm(
+        &self,
+        h: &mut Buffer,
+        delta: Option<(&Buffer, Option<&[bool]>)>,
+        rows: usize,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let width = weight.len();
+        need("residual_rms_norm", "h", h.0.len(), rows * width)?;
+        need("residual_rms_norm", "out", out.0.len(), rows * width)?;
+        if let Some((delta, update)) = delta {
+            self.residual(h, delta, rows, width, update)?;
+        }
+        let affine = |_| Affine { weight: Some(weight), ..Affine::default() };
+        norm::rows(self.isa, Norm::Rms, &h.0, width, affine, eps, &mut out.0[..rows * width]);
+        Ok(())
+    }
+
+    fn residual(
+        &self,
+        h: &mut Buffer,
+        delta: &Buffer,
+        rows: usize,
+        width: usize,
+        update: Option<&[bool]>,
+    ) -> Result<()> {
+        need("residual", "h", h.0.len(), rows * width)?;
+        need("residual", "delta", delta.0.len(), rows * width)?;
+        if let Some(update) = update {
+            need("residual", "update", update.len(), rows)?;
+        }
+        pointwise::add_rows(&mut h.0[..rows * width], &delta.0, width, update);
+        Ok(())
+    }
+
+    fn rope_append(
+        &self,
+        qkv: &mut Buffer,
+        heads: usize,
+        rows: &RowBatch,
+        theta: f64,
+        layer: usize,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        let len = rows.len() * (heads + 2 * kv.layout.kv_heads) * kv.layout.head_dim;
+        need("rope_append", "qkv", qkv.0.len(), len)?;
+        kv.check(layer, rows)?;
+        kv.rope_append(&mut qkv.0[..len], heads, rows, theta, layer);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        qkv: &Buffer,
+        rows: &RowBatch,
+        kv_head_of: &[usize],
+        window: Option<usize>,
+        layer: usize,
+        kv: &Kv,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let KvLayout { kv_heads, head_dim, .. } = kv.layout;
+        let heads = kv_head_of.len();
+        need("attention", "qkv", qkv.0.len(), rows.len() * (heads + 2 * kv_heads) * head_dim)?;
+        need("attention", "out", out.0.len(), rows.len() * heads * head_dim)?;
+        if window == Some(0) || kv_head_of.iter().any(|&head| head >= kv_heads) {
+            let reason = format!("window {window:?}, heads {kv_head_of:?} of {kv_heads}");
+            return Err(mismatch("attention", reason));
+        }
+        kv.check(layer, rows)?;
+        row_attention::attention(
+            self.isa, &qkv.0, rows, kv_head_of, window, layer, kv, &mut out.0,
+        );
+        Ok(())
+    }
+
+    fn silu_mul(
+        &self,
+        gate_up: &Buffer,
+        rows: usize,
+        width: usize,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        need("silu_mul", "gate_up", gate_up.0.len(), 2 * rows * width)?;
+        need("silu_mul", "out", out.0.len(), rows * width)?;
+        pointwise::silu_mul(self.isa, &gate_up.0, width, &mut out.0[..rows * width]);
+        Ok(())
+    }
+
+    fn linear_chunked(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        chunks: &[Range<usize>],
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (outs, cols) = (w.rows(), w.cols());
+        need("linear_chunked", "x", x.0.len(), rows * cols)?;
+        need("linear_chunked", "out", out.0.len(), rows * outs)?;
+        if !chunks.len().is_power_of_two()
+            || chunks.iter().any(|chunk| chunk.start > chunk.end || chunk.end > cols)
+        {
+            return Err(mismatch("linear_chunked", format!("chunks {chunks:?} of {cols}")));
+        }
+        let out = RowsMut::new(&mut out.0, outs, rows, outs);
+        linear::linear(self.isa, Rows::new(&x.0, cols, rows, cols), w, chunks, None, out);
+        Ok(())
+    }
+
+    fn tree_sum(&self, parts: &[Buffer], out: &mut Buffer) -> Result<()> {
+        let len = out.0.len();
+        if !parts.len().is_power_of_two() || parts.iter().any(|part| part.0.len() != len) {
+            let lens: Vec<_> = parts.iter().map(|part| part.0.len()).collect();
+            return Err(mismatch("tree_sum", format!("parts of {lens:?} values for {len}")));
+        }
+        let mut values: Vec<f32> = parts.iter().flat_map(|part| &part.0).copied().collect();
+        add_tree(&mut values, len, parts.len());
+        out.0.copy_from_slice(&values[..len]);
+        Ok(())
+    }
+}

@@ -66,7 +66,11 @@ pub struct Pipeline<B, D> {
 impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     /// A pipeline over these services.
     pub fn new(tokenizer: Arc<Tokenizer>, backbone: B, decoder: Arc<D>) -> Self {
-        Self { tokenizer, backbone, decoder }
+        Self {
+            tokenizer,
+            backbone,
+            decoder,
+        }
     }
 
     /// Draws all pictures of a job, reporting to `events` until each is [`ImageEvent::Done`].
@@ -77,6 +81,10 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     pub async fn draw(&self, job: ImageJob, events: mpsc::Sender<ImageEvent>) -> Result<()> {
         let start = Instant::now();
         let generate = self.tokenise(&job)?;
+        // What the decoder is told is the text that the backbone saw, read back from its tokens.
+        let prompt = self
+            .tokenizer
+            .decode(&self.tokenizer.encode_text(&job.prompt)?, false);
         let total = generate.max_tokens;
         let mut stream = self.backbone.generate(generate).await?;
         let mut codes: Vec<Vec<u32>> = vec![Vec::with_capacity(total); job.n];
@@ -94,11 +102,19 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             let finished = frame.finished.is_some();
             let codes = codes.get_mut(index).ok_or_else(ended_early)?;
             self.append(codes, frame)?;
-            send(&events, ImageEvent::Tokens { index, done: codes.len(), total }).await?;
+            send(
+                &events,
+                ImageEvent::Tokens {
+                    index,
+                    done: codes.len(),
+                    total,
+                },
+            )
+            .await?;
             if finished {
                 drawing -= 1;
                 let decode = DecodeJob {
-                    prompt: self.tokenizer.normalise_prompt(&job.prompt)?,
+                    prompt: prompt.clone(),
                     grid: job.grid,
                     codes: std::mem::take(codes),
                     seed: job.seed,
@@ -117,7 +133,10 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
 
     fn tokenise(&self, job: &ImageJob) -> Result<GenerateJob> {
         let outputs = (0..job.n as u32)
-            .map(|image_index| OutputSpec { image_index, forced: vec![] })
+            .map(|image_index| OutputSpec {
+                image_index,
+                forced: vec![],
+            })
             .collect();
         let negative_prompt = match job.sampling.guided() {
             true => Some(self.tokenizer.negative_prompt(job.grid)?),
@@ -140,10 +159,16 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
 
     /// Adds a frame's tokens, as image codes, to the codes of its output.
     fn append(&self, codes: &mut Vec<u32>, frame: TokenFrame) -> Result<()> {
-        let TokenFrame { output, first, tokens, .. } = frame;
+        let TokenFrame {
+            output,
+            first,
+            tokens,
+            ..
+        } = frame;
         if !tokens.is_empty() && first as usize != codes.len() {
             let got = codes.len();
-            let reason = format!("image {output} has {got} tokens, the next frame begins at {first}");
+            let reason =
+                format!("image {output} has {got} tokens, the next frame begins at {first}");
             return Err(Error::GroupLost(reason));
         }
         for token in tokens {
@@ -172,7 +197,13 @@ async fn develop<D: Decoder>(
             }
             DecodeEvent::Png(png) => {
                 let decoded_in = start.elapsed();
-                let image = Image { index, png, codes, drawn_after, decoded_in };
+                let image = Image {
+                    index,
+                    png,
+                    codes,
+                    drawn_after,
+                    decoded_in,
+                };
                 return send(&events, ImageEvent::Done(image)).await;
             }
         }

@@ -15,15 +15,15 @@ pub struct Limits {
     /// Most images of one request.
     pub max_images: usize,
     /// Longest picture side, in pixels.
-    pub max_side: usize,
+    pub max_side: u32,
     /// Pixels per token side.
-    pub pixels_per_token: usize,
+    pub pixels_per_token: u32,
     /// Prompt and image tokens together.
     pub max_positions: usize,
     /// Most denoising steps.
     pub max_steps: usize,
     /// Side of the square picture drawn where no size is given, in pixels.
-    pub default_side: usize,
+    pub default_side: u32,
     /// Sampling where nothing is given: the checkpoint's.
     pub sampling: SamplingParams,
 }
@@ -31,7 +31,8 @@ pub struct Limits {
 impl Limits {
     /// The limits of a checkpoint.
     pub fn new(config: &XOmniConfig, generation: &GenerationConfig) -> Self {
-        let unit = config.decoder.upscale_factor;
+        let unit = config.decoder.upscale_factor as u32;
+        let largest = config.transform.long_size as u32 / unit * unit;
         Self {
             max_prompt_chars: 32_000,
             max_images: 10,
@@ -39,7 +40,7 @@ impl Limits {
             pixels_per_token: unit,
             max_positions: config.backbone.max_positions,
             max_steps: 1000,
-            default_side: (config.transform.long_size / unit * unit).clamp(unit, 1152),
+            default_side: largest.clamp(unit, 1152),
             sampling: SamplingParams {
                 temperature: generation.temperature,
                 top_k: generation.top_k,
@@ -101,16 +102,28 @@ impl ImageRequest {
     pub fn validate(self, limits: &Limits) -> Result<ImageJob> {
         let chars = self.prompt.chars().count();
         if self.prompt.trim().is_empty() {
-            return Err(Error::bad_input("prompt", "must not be empty", format!("{:?}", self.prompt)));
+            return Err(Error::bad_input(
+                "prompt",
+                "must not be empty",
+                format!("{:?}", self.prompt),
+            ));
         }
         if chars > limits.max_prompt_chars {
             let limit = format!("must be at most {} characters", limits.max_prompt_chars);
-            return Err(Error::bad_input("prompt", limit, format!("{chars} characters")));
+            return Err(Error::bad_input(
+                "prompt",
+                limit,
+                format!("{chars} characters"),
+            ));
         }
         let grid = grid(self.size.as_deref(), limits)?;
         let n = self.n.unwrap_or(1);
         if !(1..=limits.max_images).contains(&n) {
-            return Err(Error::bad_input("n", format!("must be 1 to {}", limits.max_images), n));
+            return Err(Error::bad_input(
+                "n",
+                format!("must be 1 to {}", limits.max_images),
+                n,
+            ));
         }
         if let Some(steps) = self.num_inference_steps
             && !(1..=limits.max_steps).contains(&steps)
@@ -123,7 +136,9 @@ impl ImageRequest {
             top_k: self.top_k.unwrap_or(limits.sampling.top_k),
             top_p: self.top_p.unwrap_or(limits.sampling.top_p),
             min_p: self.min_p.unwrap_or(limits.sampling.min_p),
-            guidance_scale: self.guidance_scale.unwrap_or(limits.sampling.guidance_scale),
+            guidance_scale: self
+                .guidance_scale
+                .unwrap_or(limits.sampling.guidance_scale),
         };
         sampling.validate()?;
         Ok(ImageJob {
@@ -147,7 +162,7 @@ fn grid(size: Option<&str>, limits: &Limits) -> Result<Grid> {
     let refuse = |limit: String| Error::bad_input("size", limit, &size);
     let sides = size.split_once('x').and_then(|(width, height)| {
         let number = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
-            true => text.parse::<usize>().ok(),
+            true => text.parse::<u32>().ok(),
             false => None,
         };
         Some((number(width)?, number(height)?))
@@ -163,9 +178,12 @@ fn grid(size: Option<&str>, limits: &Limits) -> Result<Grid> {
             )));
         }
     }
-    let grid = Grid { height: height / unit, width: width / unit };
+    let grid = Grid::new(height / unit, width / unit);
     if grid.tokens() >= limits.max_positions {
-        let limit = format!("must be fewer than {} tokens of {unit}x{unit}", limits.max_positions);
+        let limit = format!(
+            "must be fewer than {} tokens of {unit}x{unit}",
+            limits.max_positions
+        );
         return Err(refuse(limit));
     }
     Ok(grid)
@@ -200,7 +218,10 @@ mod tests {
     }
 
     fn with(change: impl FnOnce(&mut ImageRequest)) -> Result<ImageJob> {
-        let mut request = ImageRequest { prompt: "a cat".into(), ..ImageRequest::default() };
+        let mut request = ImageRequest {
+            prompt: "a cat".into(),
+            ..ImageRequest::default()
+        };
         change(&mut request);
         request.validate(&limits())
     }
@@ -208,14 +229,17 @@ mod tests {
     #[test]
     fn defaults_are_the_models() {
         let job = with(|_| {}).expect("valid");
-        assert_eq!(job.grid, Grid { height: 4, width: 4 });
-        assert_eq!((job.n, job.sampling, job.steps), (1, limits().sampling, None));
+        assert_eq!(job.grid, Grid::new(4, 4));
+        assert_eq!(
+            (job.n, job.sampling, job.steps),
+            (1, limits().sampling, None)
+        );
     }
 
     #[test]
     fn size_is_width_by_height_and_the_grid_height_first() {
         let job = with(|r| r.size = Some("128x64".into())).expect("valid");
-        assert_eq!(job.grid, Grid { height: 4, width: 8 });
+        assert_eq!(job.grid, Grid::new(4, 8));
     }
 
     #[test]
@@ -232,20 +256,32 @@ mod tests {
             ("size", "WIDTHxHEIGHT", |r| r.size = Some("64x".into())),
             ("size", "WIDTHxHEIGHT", |r| r.size = Some("+64x64".into())),
             ("size", "WIDTHxHEIGHT", |r| r.size = Some("64x64x64".into())),
-            ("size", "WIDTHxHEIGHT", |r| r.size = Some("99999999999999999999x64".into())),
+            ("size", "WIDTHxHEIGHT", |r| {
+                r.size = Some("99999999999999999999x64".into())
+            }),
             ("n", "1 to 4", |r| r.n = Some(0)),
             ("n", "1 to 4", |r| r.n = Some(5)),
-            ("num_inference_steps", "1 to 50", |r| r.num_inference_steps = Some(0)),
-            ("num_inference_steps", "1 to 50", |r| r.num_inference_steps = Some(51)),
+            ("num_inference_steps", "1 to 50", |r| {
+                r.num_inference_steps = Some(0)
+            }),
+            ("num_inference_steps", "1 to 50", |r| {
+                r.num_inference_steps = Some(51)
+            }),
             ("temperature", "0 to", |r| r.temperature = Some(f32::NAN)),
             ("temperature", "0 to", |r| r.temperature = Some(-1.0)),
             ("top_p", "above 0", |r| r.top_p = Some(0.0)),
             ("min_p", "0 to 1", |r| r.min_p = Some(1.01)),
-            ("guidance_scale", "0 to", |r| r.guidance_scale = Some(f32::INFINITY)),
+            ("guidance_scale", "0 to", |r| {
+                r.guidance_scale = Some(f32::INFINITY)
+            }),
         ];
         for (name, part, change) in cases {
             match with(change) {
-                Err(Error::BadInput { field, limit, value }) => {
+                Err(Error::BadInput {
+                    field,
+                    limit,
+                    value,
+                }) => {
                     assert_eq!(field, name);
                     assert!(limit.contains(part), "{name}: {limit}");
                     assert!(!value.is_empty(), "{name}: {limit}");

@@ -1,3 +1,5 @@
-//! What the tests of the workspace share: golden fixtures and how results are compared with them.
+//! What the tests of the workspace share: golden fixtures, how results are compared with them, and
+//! runs of a fixture's backbone.
 
+pub mod backbone;
 pub mod golden;

@@ -224,6 +224,12 @@ impl Tokenizer {
         (code < self.image_vocab).then(|| self.text_vocab + code)
     }
 
+    /// The image code of an id; `None` if it is none.
+    pub fn image_code(&self, id: u32) -> Option<u32> {
+        id.checked_sub(self.text_vocab)
+            .filter(|&code| code < self.image_vocab)
+    }
+
     /// A picture as it stands in a document, from its announcement to its end token.
     pub fn image_string(&self, grid: Grid, codes: &[u32]) -> String {
         let [som, eom, image] = &self.marks;

@@ -1,7 +1,7 @@
 //! Added tokens: strings that are cut out of raw text, longest match first, before the model
 //! sees the rest.
 
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use unicode_normalization::UnicodeNormalization;
@@ -91,7 +91,7 @@ impl AddedTokens {
             Piece::Token(id) => spans.token(id),
             Piece::Text(text) if self.normalized.tokens.is_empty() => spans.text(text),
             Piece::Text(text) => {
-                let text: Cow<'_, str> = text.nfc().collect::<String>().into();
+                let text: String = text.nfc().collect();
                 self.normalized.split(&text, |piece| match piece {
                     Piece::Token(id) => spans.token(id),
                     Piece::Text(text) => spans.text(text),
@@ -110,14 +110,14 @@ impl Matcher {
     fn new(file: &Path, tokens: Vec<AddedToken>) -> Result<Self> {
         let patterns = tokens.iter().map(|token| {
             if token.normalized {
-                Cow::Owned(token.content.nfc().collect())
+                token.content.nfc().collect()
             } else {
-                Cow::Borrowed(token.content.as_str())
+                token.content.clone()
             }
         });
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
-            .build(patterns.map(|pattern: Cow<'_, str>| pattern.into_owned()))
+            .build(patterns.collect::<Vec<String>>())
             .map_err(|e| Error::checkpoint(file, "added_tokens", e.to_string()))?;
         Ok(Self { automaton, tokens })
     }

@@ -15,6 +15,9 @@ pub mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_file;
 
+#[cfg(test)]
+mod testing;
+
 pub use chat::{ChatTemplate, Message, Part, Role};
 pub use clip::ClipTokenizer;
 pub use document::{Document, ImageCall};

@@ -83,7 +83,11 @@ impl<O: ImageOps> PictureDecoder<O> {
 
         let clip_tokenizer = ClipTokenizer::open(&flux_dir.join("tokenizer"))?;
         let t5_tokenizer = T5Tokenizer::open(&flux_dir.join("tokenizer_2"))?;
-        fits("CLIP vocabulary", clip_tokenizer.vocab() as usize, clip.vocab)?;
+        fits(
+            "CLIP vocabulary",
+            clip_tokenizer.vocab() as usize,
+            clip.vocab,
+        )?;
         fits("T5 vocabulary", t5_tokenizer.vocab() as usize, t5.vocab)?;
 
         let stem = "diffusion_pytorch_model";
@@ -144,7 +148,10 @@ impl<O: ImageOps> PictureDecoder<O> {
         begin(Progress::Encode)?;
         let mut denoise = self.start(spec, latents)?;
         while let Some(step) = denoise.next_step() {
-            begin(Progress::Denoise { step, of: denoise.steps() })?;
+            begin(Progress::Denoise {
+                step,
+                of: denoise.steps(),
+            })?;
             denoise.advance()?;
         }
         begin(Progress::Vae)?;
@@ -170,7 +177,13 @@ impl<O: ImageOps> PictureDecoder<O> {
         let empty = self.empty_prompt()?;
         let text_width = config.joint_attention_dim;
         let text = pair(ops, &prompt.text, &empty.text, T5_LENGTH, text_width)?;
-        let pooled = pair(ops, &prompt.pooled, &empty.pooled, 1, config.pooled_projection_dim)?;
+        let pooled = pair(
+            ops,
+            &prompt.pooled,
+            &empty.pooled,
+            1,
+            config.pooled_projection_dim,
+        )?;
         let siglip = self.vq.forward(ops, &spec.tokens, spec.grid)?; // [H·W, z_channels]
         let conditions = Conditions {
             text: &text,
@@ -180,7 +193,14 @@ impl<O: ImageOps> PictureDecoder<O> {
             grid: spec.grid,
         };
         let schedule = Schedule::new(&self.flow, n, spec.steps.unwrap_or(self.steps));
-        Denoise::new(ops, &self.flux, &conditions, schedule, self.cfg_scale, latents)
+        Denoise::new(
+            ops,
+            &self.flux,
+            &conditions,
+            schedule,
+            self.cfg_scale,
+            latents,
+        )
     }
 
     /// Runs both text encoders on a prompt.
@@ -188,8 +208,12 @@ impl<O: ImageOps> PictureDecoder<O> {
     /// # Errors
     /// As the tokenizers, and what the device says.
     pub fn encode_prompt(&self, prompt: &str) -> Result<PromptEncoding<O>> {
-        let text = self.t5.forward(&self.ops, &self.t5_tokenizer.encode(prompt)?)?;
-        let pooled = self.clip.pooled(&self.ops, &self.clip_tokenizer.encode(prompt)?)?;
+        let text = self
+            .t5
+            .forward(&self.ops, &self.t5_tokenizer.encode(prompt)?)?;
+        let pooled = self
+            .clip
+            .pooled(&self.ops, &self.clip_tokenizer.encode(prompt)?)?;
         Ok(PromptEncoding { text, pooled })
     }
 
@@ -238,12 +262,28 @@ fn check_sizes(
 ) -> Result<()> {
     let packed = SIDE * SIDE * vae_config.latent_channels;
     // One SigLIP token a packed latent: anything else would need the grids resampled.
-    equal("upscale_factor", config.decoder.upscale_factor, SIDE * vae::SCALE)?;
+    equal(
+        "upscale_factor",
+        config.decoder.upscale_factor,
+        SIDE * vae::SCALE,
+    )?;
     equal("transformer in_channels", flux.in_channels, packed)?;
     equal("transformer out_channels", flux.out_channels, packed)?;
-    equal("transformer joint_attention_dim", flux.joint_attention_dim, t5.d_model)?;
-    equal("transformer pooled_projection_dim", flux.pooled_projection_dim, clip.hidden)?;
-    equal("transformer siglip_channels", flux.siglip_channels, config.encoder.z_channels)
+    equal(
+        "transformer joint_attention_dim",
+        flux.joint_attention_dim,
+        t5.d_model,
+    )?;
+    equal(
+        "transformer pooled_projection_dim",
+        flux.pooled_projection_dim,
+        clip.hidden,
+    )?;
+    equal(
+        "transformer siglip_channels",
+        flux.siglip_channels,
+        config.encoder.z_channels,
+    )
 }
 
 fn equal(what: &str, value: usize, expected: usize) -> Result<()> {
@@ -251,7 +291,10 @@ fn equal(what: &str, value: usize, expected: usize) -> Result<()> {
         return Ok(());
     }
     let reason = format!("must be {expected} to fit the other models");
-    Err(Error::Unsupported { what: format!("{what} {value}"), reason })
+    Err(Error::Unsupported {
+        what: format!("{what} {value}"),
+        reason,
+    })
 }
 
 fn fits(what: &str, tokens: usize, rows: usize) -> Result<()> {
@@ -259,5 +302,8 @@ fn fits(what: &str, tokens: usize, rows: usize) -> Result<()> {
         return Ok(());
     }
     let reason = format!("the model has {rows} rows");
-    Err(Error::Unsupported { what: format!("{what} of {tokens} tokens"), reason })
+    Err(Error::Unsupported {
+        what: format!("{what} of {tokens} tokens"),
+        reason,
+    })
 }

@@ -67,7 +67,8 @@ impl<'a, O: ImageOps> Denoise<'a, O> {
             return Ok(());
         };
         let latents = self.ops.upload(&self.latents)?;
-        self.run.velocity(&latents, self.schedule.timesteps[step], &mut self.output)?;
+        self.run
+            .velocity(&latents, self.schedule.timesteps[step], &mut self.output)?;
         self.velocities = self.ops.download(&self.output)?;
 
         let distance = self.schedule.sigmas[step + 1] - self.schedule.sigmas[step];

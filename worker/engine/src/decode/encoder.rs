@@ -38,7 +38,10 @@ impl<O: ImageOps> PictureEncoder<O> {
         let (encoder, transform) = (&config.encoder, &config.transform);
         if transform.patch_size != PATCH {
             let what = format!("patch_size {}", transform.patch_size);
-            return Err(Error::Unsupported { what, reason: format!("the ViT's is {PATCH}") });
+            return Err(Error::Unsupported {
+                what,
+                reason: format!("the ViT's is {PATCH}"),
+            });
         }
         let siglip = source.torch(&x_omni_dir.join(&encoder.siglip_path), "siglip")?;
         let projector = source.torch(&x_omni_dir.join(&encoder.projector_path), "projector")?;
@@ -56,7 +59,10 @@ impl<O: ImageOps> PictureEncoder<O> {
     /// As [`preprocess::load`], and what the device says.
     pub fn encode(&self, picture: &[u8]) -> Result<(Grid, Vec<u32>)> {
         let picture = preprocess::load(picture, &self.transform)?;
-        let grid = Grid::new((picture.height / PATCH) as u32, (picture.width / PATCH) as u32);
+        let grid = Grid::new(
+            (picture.height / PATCH) as u32,
+            (picture.width / PATCH) as u32,
+        );
         let (ops, n) = (&*self.ops, grid.tokens());
         let features = self.siglip.forward(ops, &Pixels::from(&picture))?; // [H·W, z_channels]
         let projected = self.vq.project(ops, &features, n)?; // [H·W, codebook_dim]

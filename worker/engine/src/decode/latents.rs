@@ -18,18 +18,26 @@ pub fn noise(seed: u64, image_index: u32, grid: Grid, channels: usize) -> Vec<f3
 /// row, latent column.
 pub fn pack(unpacked: &[f32], grid: Grid, channels: usize) -> Vec<f32> {
     let mut packed = vec![0.0; unpacked.len()];
-    each_latent(grid, channels, |packed_at, channel, row, column, [rows, columns]| {
-        packed[packed_at] = unpacked[(channel * rows + row) * columns + column];
-    });
+    each_latent(
+        grid,
+        channels,
+        |packed_at, channel, row, column, [rows, columns]| {
+            packed[packed_at] = unpacked[(channel * rows + row) * columns + column];
+        },
+    );
     packed
 }
 
 /// `[H·W, 4 channels]` to `[2 H · 2 W, channels]`.
 pub fn unpack(packed: &[f32], grid: Grid, channels: usize) -> Vec<f32> {
     let mut unpacked = vec![0.0; packed.len()];
-    each_latent(grid, channels, |packed_at, channel, row, column, [_, columns]| {
-        unpacked[(row * columns + column) * channels + channel] = packed[packed_at];
-    });
+    each_latent(
+        grid,
+        channels,
+        |packed_at, channel, row, column, [_, columns]| {
+            unpacked[(row * columns + column) * channels + channel] = packed[packed_at];
+        },
+    );
     unpacked
 }
 
@@ -46,7 +54,13 @@ fn each_latent(
             for channel in 0..channels {
                 for (dy, dx) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let (row, column) = (SIDE * y + dy, SIDE * x + dx);
-                    visit(packed_at, channel, row, column, [SIDE * height, SIDE * width]);
+                    visit(
+                        packed_at,
+                        channel,
+                        row,
+                        column,
+                        [SIDE * height, SIDE * width],
+                    );
                     packed_at += 1;
                 }
             }

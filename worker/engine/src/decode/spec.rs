@@ -31,14 +31,22 @@ impl DecodeSpec {
         let Grid { height, width } = self.grid;
         if height == 0 || width == 0 {
             let given = format!("{height} x {width}");
-            return Err(Error::bad_input("grid", "sides of at least one token", given));
+            return Err(Error::bad_input(
+                "grid",
+                "sides of at least one token",
+                given,
+            ));
         }
         if self.tokens.len() != self.grid.tokens() {
             let limit = format!("{height} x {width} tokens");
             return Err(Error::bad_input("tokens", limit, self.tokens.len()));
         }
         if let Some(code) = self.tokens.iter().find(|code| **code as usize >= codes) {
-            return Err(Error::bad_input("tokens", format!("codes below {codes}"), code));
+            return Err(Error::bad_input(
+                "tokens",
+                format!("codes below {codes}"),
+                code,
+            ));
         }
         match self.steps {
             Some(steps) if !(1..=MAX_STEPS).contains(&steps) => {
@@ -85,14 +93,30 @@ mod tests {
     fn limits_are_named() {
         assert!(spec().check(6).is_ok());
         let refusal = |spec: DecodeSpec| spec.check(6).unwrap_err().to_string();
-        let large = DecodeSpec { tokens: vec![0, 1, 2, 3, 4, 6], ..spec() };
+        let large = DecodeSpec {
+            tokens: vec![0, 1, 2, 3, 4, 6],
+            ..spec()
+        };
         assert_eq!(refusal(large), "tokens: codes below 6, got 6");
-        let short = DecodeSpec { tokens: vec![0], ..spec() };
+        let short = DecodeSpec {
+            tokens: vec![0],
+            ..spec()
+        };
         assert_eq!(refusal(short), "tokens: 2 x 3 tokens, got 1");
-        let empty = DecodeSpec { tokens: vec![], grid: Grid::new(0, 7), ..spec() };
-        assert_eq!(refusal(empty), "grid: sides of at least one token, got 0 x 7");
+        let empty = DecodeSpec {
+            tokens: vec![],
+            grid: Grid::new(0, 7),
+            ..spec()
+        };
+        assert_eq!(
+            refusal(empty),
+            "grid: sides of at least one token, got 0 x 7"
+        );
         for steps in [0, 1001] {
-            let steps = DecodeSpec { steps: Some(steps), ..spec() };
+            let steps = DecodeSpec {
+                steps: Some(steps),
+                ..spec()
+            };
             assert!(refusal(steps).starts_with("num_inference_steps: 1 to 1000"));
         }
     }

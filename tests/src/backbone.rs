@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use xomni_engine::{
-    checkpoint::{Weights, XOmniConfig},
+    checkpoint::{BackboneConfig, Weights, XOmniConfig},
     group::{GroupConfig, ThreadGroup},
     ops::cpu::Cpu,
     sampling::SamplingParams,
@@ -65,24 +65,9 @@ impl Model {
         Weights::open_safetensors(&self.fixture.x_omni(), "model").expect("backbone weights")
     }
 
-    /// A group of `ranks` threads that keeps its logits.
+    /// A group of `ranks` threads over the fixture's weights.
     pub fn group(&self, ranks: usize, limits: SchedulerConfig) -> ThreadGroup {
-        let tokenizer = &self.tokenizer;
-        let group = GroupConfig {
-            ranks,
-            max_rows: limits.max_rows,
-            blocks: limits.blocks,
-            block_size: limits.block_size,
-            suppressed: vec![tokenizer.som(), tokenizer.eom(), tokenizer.image_marker()],
-            keep_logits: true,
-        };
-        ThreadGroup::start(
-            &Arc::new(Cpu::new()),
-            &self.config.backbone,
-            self.weights(),
-            &group,
-        )
-        .expect("group")
+        start_group(&self.config.backbone, self.weights(), ranks, limits)
     }
 
     /// Runs requests, all submitted at once, to their ends.
@@ -93,6 +78,24 @@ impl Model {
             .collect();
         run_arrivals(&mut self.group(ranks, limits), limits, arrivals)
     }
+}
+
+/// A group of `ranks` threads that keeps its logits.
+pub fn start_group(
+    config: &BackboneConfig,
+    weights: Weights,
+    ranks: usize,
+    limits: SchedulerConfig,
+) -> ThreadGroup {
+    let group = GroupConfig {
+        ranks,
+        max_rows: limits.max_rows,
+        blocks: limits.blocks,
+        block_size: limits.block_size,
+        suppressed: vec![],
+        keep_logits: true,
+    };
+    ThreadGroup::start(&Arc::new(Cpu::new()), config, weights, &group).expect("group")
 }
 
 /// Runs requests that arrive before the given step each, to their ends.

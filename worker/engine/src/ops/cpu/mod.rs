@@ -17,6 +17,7 @@ mod norm;
 mod pointwise;
 mod product;
 mod row_attention;
+mod sample;
 mod scratch;
 mod threads;
 mod transformer;
@@ -77,12 +78,18 @@ fn need(op: &str, what: &str, got: usize, needed: usize) -> Result<()> {
     if got >= needed {
         return Ok(());
     }
-    Err(mismatch(op, format!("{what} has {got} values, {needed} needed")))
+    Err(mismatch(
+        op,
+        format!("{what} has {got} values, {needed} needed"),
+    ))
 }
 
 /// A call of `op` with sizes that do not agree.
 fn mismatch(op: &str, reason: String) -> Error {
-    Error::Unsupported { what: op.to_owned(), reason }
+    Error::Unsupported {
+        what: op.to_owned(),
+        reason,
+    }
 }
 
 impl Device for Cpu {
@@ -100,6 +107,17 @@ impl Device for Cpu {
 
     fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
         Ok(buffer.0.clone())
+    }
+
+    fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
+        need("read", "buffer", buffer.0.len(), len)?;
+        Ok(buffer.0[..len].to_vec())
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<()> {
+        need("write", "buffer", buffer.0.len(), values.len())?;
+        buffer.0[..values.len()].copy_from_slice(values);
+        Ok(())
     }
 
     fn copy_rows(

@@ -1,0 +1,28 @@
+//! Token draws, one row each.
+
+use rayon::prelude::*;
+
+use crate::{
+    ops::RowDraw,
+    sampling::{Drawn, draw},
+};
+
+/// Draws from rows of `logits` `[rows, vocab]`, all of which exist.
+pub(super) fn sample(logits: &[f32], vocab: usize, draws: &[RowDraw<'_>]) -> Vec<Drawn> {
+    let row = |row: usize| &logits[row * vocab..][..vocab];
+    let one = |wanted: &RowDraw<'_>| {
+        let uncond = wanted.uncond_row.map(row);
+        if wanted.suppressed.is_empty() {
+            return draw(row(wanted.row), uncond, &wanted.draw);
+        }
+        let mut possible = row(wanted.row).to_vec();
+        for &index in wanted.suppressed {
+            possible[index as usize] = f32::NEG_INFINITY;
+        }
+        draw(&possible, uncond, &wanted.draw)
+    };
+    if draws.len() * vocab < 1 << 14 {
+        return draws.iter().map(one).collect();
+    }
+    draws.par_iter().map(one).collect()
+}

@@ -3,3 +3,4 @@
 
 pub mod backbone;
 pub mod golden;
+pub mod layout;

@@ -3,9 +3,11 @@
 //! Data flows through the folders in this order: [`checkpoint`] reads files into host tensors,
 //! [`text`] turns prompts into token ids, [`schedule`] turns requests into steps of rows,
 //! [`model`] runs them over the operations of [`ops`] (split across ranks by [`parallel`]),
-//! [`sampling`] draws tokens, and [`picture`] holds pixels. No network, no async runtime.
+//! [`sampling`] draws tokens, [`picture`] holds pixels, and
+//! [`decode`] puts the picture models together. No network, no async runtime.
 
 pub mod checkpoint;
+pub mod decode;
 pub mod error;
 pub mod group;
 pub mod model;

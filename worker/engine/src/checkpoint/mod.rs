@@ -1,11 +1,14 @@
 //! Checkpoint directories as published: configuration files, safetensors, PyTorch `.pt` files.
 
+mod archive;
 pub mod config;
+mod fields;
 pub mod flux;
 pub mod generation;
 mod pickle;
 mod random;
 mod safetensors;
+mod stored;
 pub mod tensor;
 mod torch_file;
 pub mod weights;

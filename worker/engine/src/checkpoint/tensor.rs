@@ -1,9 +1,16 @@
 //! A weight tensor as its file holds it.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::BitAnd, path::Path, sync::Arc};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are little-endian and used in place");
+
+/// Bytes that one task checks for non-finite values.
+const SCAN_CHUNK: usize = 1 << 20;
 
 /// Element types that checkpoints use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +49,18 @@ pub enum TensorBytes {
     Owned(Arc<[u32]>, usize),
 }
 
+impl TensorBytes {
+    /// Heap memory that holds a copy of `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let words = bytes.chunks(4).map(|chunk| {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u32::from_le_bytes(word)
+        });
+        Self::Owned(words.collect(), bytes.len())
+    }
+}
+
 /// A dense row-major tensor, little-endian, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HostTensor {
@@ -61,6 +80,13 @@ impl HostTensor {
         shape: &[usize],
         bytes: TensorBytes,
     ) -> Self {
+        debug_assert_eq!(
+            shape.iter().product::<usize>() * dtype.size(),
+            match &bytes {
+                TensorBytes::Mapped { len, .. } | TensorBytes::Owned(_, len) => *len,
+            },
+            "{name}"
+        );
         Self {
             name: name.into(),
             file: file.clone(),
@@ -115,6 +141,38 @@ impl HostTensor {
         }
     }
 
+    /// The elements in place, if they are `bf16` and aligned: the upper halves of `f32` values.
+    pub fn as_bf16_words(&self) -> Option<&[u16]> {
+        match self.dtype {
+            DType::Bf16 => cast(self.bytes()),
+            DType::F32 | DType::F16 => None,
+        }
+    }
+
+    /// The elements in place, if they are `f32` and aligned.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match self.dtype {
+            DType::F32 => cast(self.bytes()),
+            DType::F16 | DType::Bf16 => None,
+        }
+    }
+
+    /// Index of the first infinite or NaN element, in row-major order.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        let bytes = self.bytes();
+        let in_chunk = |chunk: &[u8]| match self.dtype {
+            DType::F32 => first_full_exponent(chunk, 0x7f80_0000, u32::from_le_bytes),
+            DType::F16 => first_full_exponent(chunk, 0x7c00, u16::from_le_bytes),
+            DType::Bf16 => first_full_exponent(chunk, 0x7f80, u16::from_le_bytes),
+        };
+        bytes
+            .par_chunks(SCAN_CHUNK)
+            .enumerate()
+            .find_map_first(|(chunk, part)| {
+                Some(chunk * SCAN_CHUNK / self.dtype.size() + in_chunk(part)?)
+            })
+    }
+
     /// All elements as `f32` (exact for every [`DType`]).
     pub fn to_f32(&self) -> Vec<f32> {
         let bytes = self.bytes();
@@ -135,8 +193,44 @@ impl HostTensor {
     }
 }
 
+/// The first element of `bytes` whose exponent, under `mask`, is all ones.
+fn first_full_exponent<const N: usize, W>(
+    bytes: &[u8],
+    mask: W,
+    word: impl Fn([u8; N]) -> W,
+) -> Option<usize>
+where
+    W: Copy + PartialEq + BitAnd<Output = W>,
+{
+    const BLOCK: usize = 1024;
+    let (words, _) = bytes.as_chunks::<N>();
+    let full = |bytes: &[u8; N]| word(*bytes) & mask == mask;
+    // Without an early exit inside a block the comparison is vectorised.
+    let suspect = words
+        .chunks(BLOCK)
+        .position(|block| block.iter().fold(false, |any, bytes| any | full(bytes)))?;
+    let first = suspect * BLOCK;
+    Some(first + words[first..].iter().position(full)?)
+}
+
+/// Element types of which every bit pattern is a value.
+trait Plain {}
+impl Plain for f32 {}
+impl Plain for u16 {}
+
+/// `bytes` as elements, if they start at a multiple of the element's alignment.
+#[allow(unsafe_code)]
+fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
+    // SAFETY: every bit pattern is a valid `T`, and `align_to` keeps to alignment and length.
+    let (head, elements, tail) = unsafe { bytes.align_to::<T>() };
+    (head.is_empty() && tail.is_empty()).then_some(elements)
+}
+
 #[allow(unsafe_code)]
 fn bytes_of(words: &[u32]) -> &[u8] {
     // SAFETY: every byte of a `u32` is initialised, `u8` has no alignment, and the lengths agree.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ pub struct Denoise<'a, O: ImageOps> {
     cfg_scale: f32,
     step: usize,
     latents: Vec<f32>,
+    input: O::Buffer,
     output: O::Buffer,
     velocities: Vec<f32>,
     guided: Vec<f32>,
@@ -41,6 +42,7 @@ impl<'a, O: ImageOps> Denoise<'a, O> {
             schedule,
             cfg_scale,
             step: 0,
+            input: ops.buffer(latents.len())?,
             output: ops.buffer(BATCH * latents.len())?,
             velocities: vec![0.0; BATCH * latents.len()],
             guided: vec![0.0; latents.len()],
@@ -66,9 +68,9 @@ impl<'a, O: ImageOps> Denoise<'a, O> {
         let Some(step) = self.next_step() else {
             return Ok(());
         };
-        let latents = self.ops.upload(&self.latents)?;
+        self.ops.write(&self.latents, &mut self.input)?;
         self.run
-            .velocity(&latents, self.schedule.timesteps[step], &mut self.output)?;
+            .velocity(&self.input, self.schedule.timesteps[step], &mut self.output)?;
         self.velocities = self.ops.download(&self.output)?;
 
         let distance = self.schedule.sigmas[step + 1] - self.schedule.sigmas[step];

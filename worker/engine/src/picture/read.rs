@@ -127,14 +127,9 @@ mod tests {
         assert_eq!(read(&rgba).unwrap().rgb, [1, 2, 3, 4, 5, 6]);
         let grey = png(1, 2, ExtendedColorType::L8, &[7, 9]);
         assert_eq!(read(&grey).unwrap().rgb, [7, 7, 7, 9, 9, 9]);
-        let deep = png(
-            1,
-            1,
-            ExtendedColorType::Rgb16,
-            &[0, 1, 0x80, 2, 0xff, 3].map(|b| b),
-        );
-        let pixel = read(&deep).unwrap().rgb;
-        assert_eq!(pixel.len(), 3);
+        let deep = [0x0102u16, 0x80ff, 0xfffe].map(u16::to_ne_bytes).concat();
+        let deep = png(1, 1, ExtendedColorType::Rgb16, &deep);
+        assert_eq!(read(&deep).unwrap().rgb, [0x01, 0x80, 0xff]);
     }
 
     #[test]

@@ -147,9 +147,10 @@ impl<'a, O: ImageOps> FluxRun<'a, O> {
         ops.copy_rows(&self.temb, 0, &mut self.activated, 0, BATCH, d)?;
         ops.activate(&mut self.activated, Activation::Silu)?;
 
-        let x = self.flux.x_embedder.forward(ops, latents, len)?; // [H·W, D]
+        let StreamState { x, y, .. } = &mut self.image;
+        self.flux.x_embedder.forward_into(ops, latents, len, y)?; // [H·W, D], the same in all rows
         for row in 0..BATCH {
-            ops.copy_rows(&x, 0, &mut self.image.x, row * len, len, d)?;
+            ops.copy_rows(y, 0, x, row * len, len, d)?;
         }
         ops.copy_rows(
             &self.context,

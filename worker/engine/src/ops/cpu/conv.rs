@@ -52,7 +52,13 @@ pub(super) fn conv2d(
 
 /// The input values under the kernel at one output position: kernel row, kernel column, channel.
 fn unfold(x: &[f32], shape: ConvShape, row: usize, col: usize, window: &mut [f32]) {
-    let ConvShape { channels, kernel, stride, padding, .. } = shape;
+    let ConvShape {
+        channels,
+        kernel,
+        stride,
+        padding,
+        ..
+    } = shape;
     for (tap, values) in window.chunks_exact_mut(channels).enumerate() {
         let y = (row * stride + tap / kernel).wrapping_sub(padding);
         let x_at = (col * stride + tap % kernel).wrapping_sub(padding);
@@ -69,7 +75,10 @@ pub(super) fn upsample2x(x: &[f32], width: usize, channels: usize, out: &mut [f3
     let work = out.len();
     threads::for_each_chunk(out, 2 * width * channels, work, |row, out| {
         let x = &x[row / 2 * width * channels..][..width * channels];
-        for (x, pair) in x.chunks_exact(channels).zip(out.chunks_exact_mut(2 * channels)) {
+        for (x, pair) in x
+            .chunks_exact(channels)
+            .zip(out.chunks_exact_mut(2 * channels))
+        {
             let (left, right) = pair.split_at_mut(channels);
             left.copy_from_slice(x);
             right.copy_from_slice(x);

@@ -33,19 +33,29 @@ pub(super) struct DenseAttention<'a> {
 impl DenseAttention<'_> {
     /// Writes `[batch·len, heads·head_dim]`.
     pub(super) fn run(&self, isa: Isa, out: &mut [f32]) {
-        let AttentionShape { batch, len, heads, head_dim } = self.shape;
+        let AttentionShape {
+            batch,
+            len,
+            heads,
+            head_dim,
+        } = self.shape;
         let width = heads * head_dim;
         let work = batch * heads * len * len * head_dim * 2;
         // [batch, heads, head_dim, len]
         let mut values = vec![0.0; batch * len * width];
-        threads::for_each_chunk(&mut values, head_dim * len, batch * len * width, |i, values| {
-            let first = i / heads * len * width + i % heads * head_dim;
-            for (c, channel) in values.chunks_exact_mut(len).enumerate() {
-                for (position, value) in channel.iter_mut().enumerate() {
-                    *value = self.v[first + position * width + c];
+        threads::for_each_chunk(
+            &mut values,
+            head_dim * len,
+            batch * len * width,
+            |i, values| {
+                let first = i / heads * len * width + i % heads * head_dim;
+                for (c, channel) in values.chunks_exact_mut(len).enumerate() {
+                    for (position, value) in channel.iter_mut().enumerate() {
+                        *value = self.v[first + position * width + c];
+                    }
                 }
-            }
-        });
+            },
+        );
         let out = RowsMut::new(out, width, batch * len, width);
         let blocks = len.div_ceil(QUERY_BLOCK);
         threads::for_each(batch * heads * blocks, work, |task| {
@@ -71,9 +81,15 @@ impl DenseAttention<'_> {
             });
             for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(visible)) {
                 let seen = if self.causal { query + 1 } else { len };
-                let bias = self.bias.map(|bias| &bias[(head * len + query) * len..][..seen]);
+                let bias = self
+                    .bias
+                    .map(|bias| &bias[(head * len + query) * len..][..seen]);
                 let (scores, unseen) = scores.split_at_mut(seen);
-                isa.run(Softmax { scores, scale: self.scale, bias });
+                isa.run(Softmax {
+                    scores,
+                    scale: self.scale,
+                    bias,
+                });
                 unseen.fill(0.0);
             }
             // SAFETY: tasks have different rows or columns.
@@ -106,7 +122,11 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { scores, scale, bias } = self;
+        let Self {
+            scores,
+            scale,
+            bias,
+        } = self;
         let scale = L::splat(scale);
         let mut largest = L::splat(f32::NEG_INFINITY);
         for at in (0..scores.len()).step_by(LANES) {

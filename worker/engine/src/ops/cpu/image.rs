@@ -42,7 +42,15 @@ impl ImageOps for Cpu {
             base: 0.0,
             bias: bias.map(Vec::as_slice),
         };
-        norm::rows(self.isa, norm, &x.0, width, |_| affine, eps, &mut out.0[..rows * width]);
+        norm::rows(
+            self.isa,
+            norm,
+            &x.0,
+            width,
+            |_| affine,
+            eps,
+            &mut out.0[..rows * width],
+        );
         Ok(())
     }
 
@@ -62,7 +70,12 @@ impl ImageOps for Cpu {
         let columns = modulation.0.len() / batch;
         need("adaptive_norm", "x", x.0.len(), rows * width)?;
         need("adaptive_norm", "out", out.0.len(), rows * width)?;
-        need("adaptive_norm", "a row of modulation", columns, shift.max(scale) + width)?;
+        need(
+            "adaptive_norm",
+            "a row of modulation",
+            columns,
+            shift.max(scale) + width,
+        )?;
         let affine = |r: usize| {
             let modulation = &modulation.0[r / run * columns..][..columns];
             Affine {
@@ -125,7 +138,12 @@ impl ImageOps for Cpu {
         causal: bool,
         out: &mut Buffer,
     ) -> Result<()> {
-        let AttentionShape { batch, len, heads, head_dim } = shape;
+        let AttentionShape {
+            batch,
+            len,
+            heads,
+            head_dim,
+        } = shape;
         let needed = batch * len * heads * head_dim;
         for (name, buffer) in [("q", q), ("k", k), ("v", v), ("out", &*out)] {
             need("dense_attention", name, buffer.0.len(), needed)?;
@@ -154,7 +172,12 @@ impl ImageOps for Cpu {
         eps: f32,
         rope: Option<(&Buffer, &Buffer)>,
     ) -> Result<()> {
-        let AttentionShape { batch, len, heads, head_dim } = shape;
+        let AttentionShape {
+            batch,
+            len,
+            heads,
+            head_dim,
+        } = shape;
         let width = heads * head_dim;
         need("head_norm_rope", "x", x.0.len(), batch * len * width)?;
         need("head_norm_rope", "weight", weight.len(), head_dim)?;
@@ -182,17 +205,32 @@ impl ImageOps for Cpu {
             || side < shape.kernel
             || w.cols() != shape.kernel * shape.kernel * shape.channels
         {
-            return Err(mismatch("conv2d", format!("{shape:?} with {} columns", w.cols())));
+            return Err(mismatch(
+                "conv2d",
+                format!("{shape:?} with {} columns", w.cols()),
+            ));
         }
         let (height, width) = shape.output();
         let (positions, outs) = (height * width, w.rows());
-        need("conv2d", "x", x.0.len(), shape.height * shape.width * shape.channels)?;
+        need(
+            "conv2d",
+            "x",
+            x.0.len(),
+            shape.height * shape.width * shape.channels,
+        )?;
         need("conv2d", "out", out.0.len(), positions * outs)?;
         if let Some(bias) = bias {
             need("conv2d", "bias", bias.len(), outs)?;
         }
         let bias = bias.map(|bias| &bias[..outs]);
-        conv::conv2d(self.isa, &x.0, shape, w, bias, &mut out.0[..positions * outs]);
+        conv::conv2d(
+            self.isa,
+            &x.0,
+            shape,
+            w,
+            bias,
+            &mut out.0[..positions * outs],
+        );
         Ok(())
     }
 
@@ -210,17 +248,24 @@ impl ImageOps for Cpu {
     ) -> Result<()> {
         let len = positions * channels;
         if groups == 0 || channels == 0 || !channels.is_multiple_of(groups) {
-            return Err(mismatch("group_norm", format!("{channels} channels, {groups} groups")));
+            return Err(mismatch(
+                "group_norm",
+                format!("{channels} channels, {groups} groups"),
+            ));
         }
         need("group_norm", "x", x.0.len(), len)?;
         need("group_norm", "out", out.0.len(), len)?;
         need("group_norm", "weight", weight.len(), channels)?;
         need("group_norm", "bias", bias.len(), channels)?;
-        GroupNorm { channels, groups, weight, bias, eps, act }.run(
-            self.isa,
-            &x.0[..len],
-            &mut out.0[..len],
-        );
+        GroupNorm {
+            channels,
+            groups,
+            weight,
+            bias,
+            eps,
+            act,
+        }
+        .run(self.isa, &x.0[..len], &mut out.0[..len]);
         Ok(())
     }
 

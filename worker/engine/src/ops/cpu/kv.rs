@@ -21,7 +21,13 @@ pub(super) struct Place(usize);
 impl Kv {
     /// Room for `layout`; memory is committed as it is written.
     pub(super) fn new(layout: KvLayout) -> Result<Self> {
-        let KvLayout { layers, kv_heads, head_dim, blocks, block_size } = layout;
+        let KvLayout {
+            layers,
+            kv_heads,
+            head_dim,
+            blocks,
+            block_size,
+        } = layout;
         let len = [kv_heads, head_dim, blocks, block_size]
             .into_iter()
             .try_fold(layers, usize::checked_mul)
@@ -29,12 +35,22 @@ impl Kv {
                 what: format!("{layout:?}"),
                 reason: "larger than the address space".into(),
             })?;
-        Ok(Self { layout, keys: vec![0.0; len], values: vec![0.0; len] })
+        Ok(Self {
+            layout,
+            keys: vec![0.0; len],
+            values: vec![0.0; len],
+        })
     }
 
     /// Where slot 0 of `block` starts, for a head of a layer.
     pub(super) fn block(&self, layer: usize, block: u32, kv_head: usize) -> Place {
-        let KvLayout { blocks, kv_heads, block_size, head_dim, .. } = self.layout;
+        let KvLayout {
+            blocks,
+            kv_heads,
+            block_size,
+            head_dim,
+            ..
+        } = self.layout;
         Place(((layer * blocks + block as usize) * kv_heads + kv_head) * block_size * head_dim)
     }
 
@@ -61,7 +77,10 @@ impl Kv {
 
     /// Whether every row of `rows` has blocks of this cache up to its position.
     pub(super) fn check(&self, layer: usize, rows: &RowBatch) -> Result<()> {
-        let damaged = |reason: String| Error::Unsupported { what: "row batch".into(), reason };
+        let damaged = |reason: String| Error::Unsupported {
+            what: "row batch".into(),
+            reason,
+        };
         if layer >= self.layout.layers {
             return Err(damaged(format!("layer {layer} of {}", self.layout.layers)));
         }
@@ -75,7 +94,10 @@ impl Kv {
                 .get(sequence as usize)
                 .and_then(|table| table.get(..needed))
                 .ok_or_else(|| damaged(format!("position {position} has no block")))?;
-            if blocks.iter().any(|&block| block as usize >= self.layout.blocks) {
+            if blocks
+                .iter()
+                .any(|&block| block as usize >= self.layout.blocks)
+            {
                 return Err(damaged(format!("a block beyond {}", self.layout.blocks)));
             }
         }
@@ -91,14 +113,21 @@ impl Kv {
         theta: f64,
         layer: usize,
     ) {
-        let KvLayout { kv_heads, head_dim, block_size, .. } = self.layout;
+        let KvLayout {
+            kv_heads,
+            head_dim,
+            block_size,
+            ..
+        } = self.layout;
         let width = (heads + 2 * kv_heads) * head_dim;
         let frequencies = frequencies(theta, head_dim);
         let work = qkv.len() * 8;
         threads::for_each_chunk(qkv, width, work, |r, row| {
             let position = rows.positions[r] as f32;
-            let turns: Vec<_> =
-                frequencies.iter().map(|frequency| math::sin_cos(position * frequency)).collect();
+            let turns: Vec<_> = frequencies
+                .iter()
+                .map(|frequency| math::sin_cos(position * frequency))
+                .collect();
             for head in row[..(heads + kv_heads) * head_dim].chunks_exact_mut(head_dim) {
                 let (first, second) = head.split_at_mut(head_dim / 2);
                 for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {

@@ -37,7 +37,13 @@ pub(super) fn linear(
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: tasks have different columns, and `out` is not used in between.
             let out = unsafe { out.share(0..x.count(), cols) };
-            isa.run(Product { x, w, chunks, bias, out });
+            isa.run(Product {
+                x,
+                w,
+                chunks,
+                bias,
+                out,
+            });
         });
     }
 }

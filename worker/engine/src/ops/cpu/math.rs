@@ -102,7 +102,8 @@ pub(super) fn activation<R: Real>(act: Activation, x: R) -> R {
             const SCALE: f32 = 0.797_884_6;
             let cube = x.mul(x).mul(x);
             let inner = R::splat(SCALE).mul(cube.mul_add(R::splat(0.044715), x));
-            x.mul(R::splat(0.5)).mul(R::splat(1.0).add(tanh_lanes(inner)))
+            x.mul(R::splat(0.5))
+                .mul(R::splat(1.0).add(tanh_lanes(inner)))
         }
     }
 }
@@ -116,7 +117,13 @@ pub(super) fn exp_lanes<R: Real>(x: R) -> R {
     let r = n.mul_add(R::splat(-0.693_359_4), x);
     let r = n.mul_add(R::splat(2.121_944_4e-4), r);
     let mut p = R::splat(1.987_569_1e-4);
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
         p = p.mul_add(r, R::splat(coefficient));
     }
     let e = p.mul_add(r.mul(r), r).add(R::splat(1.0));
@@ -136,10 +143,12 @@ pub(super) fn sigmoid_lanes<R: Real>(x: R) -> R {
 pub(super) fn tanh_lanes<R: Real>(x: R) -> R {
     let (one, two) = (R::splat(1.0), R::splat(2.0));
     let size = x.abs();
-    let far = one.sub(two.div(exp_lanes(size.mul(two)).add(one))).copysign(x);
+    let far = one
+        .sub(two.div(exp_lanes(size.mul(two)).add(one)))
+        .copysign(x);
     let square = x.mul(x);
     let mut p = R::splat(-5.704_988e-3);
-    for coefficient in [2.063_908_9e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for coefficient in [2.063_909e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = p.mul_add(square, R::splat(coefficient));
     }
     let near = p.mul(square).mul_add(x, x);
@@ -154,15 +163,19 @@ pub(super) fn erf_lanes<R: Real>(x: R) -> R {
     let mut p = R::splat(-1.728_534_7e-5).mul_add(size, R::splat(3.831_971_3e-4));
     let q = R::splat(-3.883_964_4e-3).mul_add(size, R::splat(2.425_462_2e-2));
     p = p.mul_add(square, q);
-    for coefficient in [-1.067_778_8e-1, -6.348_466_9e-1, -1.287_175_1e-1] {
+    for coefficient in [-1.067_778_8e-1, -6.348_467e-1, -1.287_175_1e-1] {
         p = p.mul_add(size, R::splat(coefficient));
     }
     p = p.mul_add(size, R::splat(0.0).sub(size));
     let far = R::splat(1.0).sub(exp_lanes(p)).copysign(x);
     let mut p = R::splat(-5.967_617e-4);
-    for coefficient in
-        [4.991_194e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_66e-1]
-    {
+    for coefficient in [
+        4.991_194e-3,
+        -2.676_813_5e-2,
+        1.128_199_25e-1,
+        -3.761_253_4e-1,
+        1.283_791_7e-1,
+    ] {
         p = p.mul_add(square, R::splat(coefficient));
     }
     let near = p.mul_add(x, x);

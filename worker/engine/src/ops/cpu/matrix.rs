@@ -83,12 +83,17 @@ impl Matrix {
             });
             offset += part.rows.len();
         }
-        Ok(Self { parts: stacked, cols })
+        Ok(Self {
+            parts: stacked,
+            cols,
+        })
     }
 
     /// Outputs.
     pub(super) fn rows(&self) -> usize {
-        self.parts.last().map_or(0, |part| part.offset + part.rows.len())
+        self.parts
+            .last()
+            .map_or(0, |part| part.offset + part.rows.len())
     }
 
     /// Inputs.
@@ -98,7 +103,9 @@ impl Matrix {
 
     /// The weights part by part, each with its first output.
     pub(super) fn parts(&self) -> impl Iterator<Item = (usize, Weights<'_>)> {
-        self.parts.iter().map(|part| (part.offset, part.weights(self.cols)))
+        self.parts
+            .iter()
+            .map(|part| (part.offset, part.weights(self.cols)))
     }
 
     /// Row `index` as `f32`; `out` is one row long.
@@ -122,11 +129,15 @@ impl Part {
         let first = self.rows.start * self.stride + self.first_col;
         match self.tensor.dtype() {
             DType::Bf16 => {
-                let values = elements::<bf16>(&self.tensor).get(first..).unwrap_or_default();
+                let values = elements::<bf16>(&self.tensor)
+                    .get(first..)
+                    .unwrap_or_default();
                 Weights::Bf16(Rows::new(values, self.stride, self.rows.len(), cols))
             }
             DType::F32 | DType::F16 => {
-                let values = elements::<f32>(&self.tensor).get(first..).unwrap_or_default();
+                let values = elements::<f32>(&self.tensor)
+                    .get(first..)
+                    .unwrap_or_default();
                 Weights::F32(Rows::new(values, self.stride, self.rows.len(), cols))
             }
         }
@@ -137,8 +148,8 @@ impl Part {
 fn readable(tensor: &HostTensor) -> bool {
     let address = tensor.bytes().as_ptr().addr();
     let aligned = match tensor.dtype() {
-        DType::F32 => address % align_of::<f32>() == 0,
-        DType::Bf16 => address % align_of::<bf16>() == 0,
+        DType::F32 => address.is_multiple_of(align_of::<f32>()),
+        DType::Bf16 => address.is_multiple_of(align_of::<bf16>()),
         DType::F16 => false,
     };
     aligned && cfg!(target_endian = "little")

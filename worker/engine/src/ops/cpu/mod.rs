@@ -77,12 +77,18 @@ fn need(op: &str, what: &str, got: usize, needed: usize) -> Result<()> {
     if got >= needed {
         return Ok(());
     }
-    Err(mismatch(op, format!("{what} has {got} values, {needed} needed")))
+    Err(mismatch(
+        op,
+        format!("{what} has {got} values, {needed} needed"),
+    ))
 }
 
 /// A call of `op` with sizes that do not agree.
 fn mismatch(op: &str, reason: String) -> Error {
-    Error::Unsupported { what: op.to_owned(), reason }
+    Error::Unsupported {
+        what: op.to_owned(),
+        reason,
+    }
 }
 
 impl Device for Cpu {

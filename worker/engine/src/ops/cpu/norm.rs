@@ -33,7 +33,13 @@ impl Kernel for NormRow<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { norm, x, affine, eps, out } = self;
+        let Self {
+            norm,
+            x,
+            affine,
+            eps,
+            out,
+        } = self;
         let width = x.len();
         let mut mean = 0.0;
         if norm == Norm::Layer {
@@ -75,7 +81,13 @@ pub(super) fn rows<'a>(
     let work = 4 * out.len();
     threads::for_each_chunk(out, width, work, |r, out| {
         let x = &x[r * width..][..width];
-        isa.run(NormRow { norm, x, affine: affine(r), eps, out });
+        isa.run(NormRow {
+            norm,
+            x,
+            affine: affine(r),
+            eps,
+            out,
+        });
     });
 }
 
@@ -95,8 +107,17 @@ pub(super) fn heads(
     threads::for_each_chunk(x, width, work, |r, row| {
         let before = row.to_vec();
         for (x, out) in before.chunks_exact(dim).zip(row.chunks_exact_mut(dim)) {
-            let affine = Affine { weight: Some(weight), ..Affine::default() };
-            isa.run(NormRow { norm: Norm::Rms, x, affine, eps, out });
+            let affine = Affine {
+                weight: Some(weight),
+                ..Affine::default()
+            };
+            isa.run(NormRow {
+                norm: Norm::Rms,
+                x,
+                affine,
+                eps,
+                out,
+            });
             if let Some((cos, sin)) = rope {
                 let angles = (r % len) * (dim / 2)..(r % len + 1) * (dim / 2);
                 let angles = cos[angles.clone()].iter().zip(&sin[angles]);
@@ -135,9 +156,18 @@ impl GroupNorm<'_> {
         let work = 8 * out.len();
         threads::for_each_chunk(out, len, work, |i, out| {
             let (mean, scale, bias, act) = (&mean, &scale, self.bias, self.act);
-            let rows = x[i * len..].chunks_exact(channels).zip(out.chunks_exact_mut(channels));
+            let rows = x[i * len..]
+                .chunks_exact(channels)
+                .zip(out.chunks_exact_mut(channels));
             for (x, out) in rows {
-                isa.run(ShiftScale { x, mean, scale, bias, act, out });
+                isa.run(ShiftScale {
+                    x,
+                    mean,
+                    scale,
+                    bias,
+                    act,
+                    out,
+                });
             }
         });
     }
@@ -159,7 +189,9 @@ impl GroupNorm<'_> {
                 *sum += group.iter().map(|&v| f64::from(v)).sum::<f64>();
             }
         }
-        (0..channels).map(|c| (sums[c / of_group] / count) as f32).collect()
+        (0..channels)
+            .map(|c| (sums[c / of_group] / count) as f32)
+            .collect()
     }
 }
 

@@ -49,7 +49,11 @@ pub(super) fn silu_mul(isa: Isa, gate_up: &[f32], width: usize, out: &mut [f32])
     threads::for_each_chunk(out, width, work, |r, out| {
         let (gate, up) = gate_up[2 * r * width..][..2 * width].split_at(width);
         out.copy_from_slice(gate);
-        isa.run(Activate { act: Activation::Silu, x: out, times: Some(up) });
+        isa.run(Activate {
+            act: Activation::Silu,
+            x: out,
+            times: Some(up),
+        });
     });
 }
 

@@ -80,16 +80,26 @@ impl<E: Element> Typed<'_, E> {
         assert!(p.x.cols() == w.cols() && p.out.count() == rows && p.out.cols() == outs);
         assert!(p.bias.is_none_or(|bias| bias.len() == outs));
         assert!(p.chunks.len().is_power_of_two());
-        assert!(p.chunks.iter().all(|c| c.start <= c.end && c.end <= w.cols()));
+        assert!(
+            p.chunks
+                .iter()
+                .all(|c| c.start <= c.end && c.end <= w.cols())
+        );
         let mut scratch = Scratch::take();
         for first_row in (0..rows).step_by(ROW_BLOCK) {
             let block_rows = first_row..rows.min(first_row + ROW_BLOCK);
             for first_col in (0..outs).step_by(COL_BLOCK) {
                 let block_cols = first_col..outs.min(first_col + COL_BLOCK);
                 let cells = block_rows.len() * block_cols.len();
-                let block =
-                    Block { x: p.x.slice(block_rows.clone()), w: w.slice(block_cols.clone()) };
-                let Scratch { sums, accumulators, panel } = &mut *scratch;
+                let block = Block {
+                    x: p.x.slice(block_rows.clone()),
+                    w: w.slice(block_cols.clone()),
+                };
+                let Scratch {
+                    sums,
+                    accumulators,
+                    panel,
+                } = &mut *scratch;
                 sums.resize(p.chunks.len() * cells, 0.0);
                 for (chunk, sums) in p.chunks.iter().zip(sums.chunks_exact_mut(cells)) {
                     if rows <= DIRECT_ROWS {
@@ -172,7 +182,12 @@ impl<E: Element> Block<'_, E> {
         unsafe {
             let w = self.w.as_ptr().add(first * self.w.stride() + chunk.start);
             let x = self.x.as_ptr().add(chunk.start);
-            advance(&mut acc, (x, self.x.stride()), (w, self.w.stride()), chunk.len());
+            advance(
+                &mut acc,
+                (x, self.x.stride()),
+                (w, self.w.stride()),
+                chunk.len(),
+            );
         }
         for (m, acc) in acc.iter().enumerate() {
             for (n, acc) in acc.iter().enumerate() {

@@ -33,9 +33,17 @@ pub(super) fn attention(
     let heads = kv_head_of.len();
     let width = (heads + 2 * kv.layout.kv_heads) * dim;
     let readers: Vec<Vec<usize>> = (0..kv.layout.kv_heads)
-        .map(|kv_head| (0..heads).filter(|&head| kv_head_of[head] == kv_head).collect())
+        .map(|kv_head| {
+            (0..heads)
+                .filter(|&head| kv_head_of[head] == kv_head)
+                .collect()
+        })
         .collect();
-    let work: usize = rows.positions.iter().map(|&p| (p as usize + 1) * heads * dim * 2).sum();
+    let work: usize = rows
+        .positions
+        .iter()
+        .map(|&p| (p as usize + 1) * heads * dim * 2)
+        .sum();
     let out = RowsMut::new(out, dim, rows.len() * heads, dim);
     threads::for_each(rows.len() * readers.len(), work, |task| {
         let (row, kv_head) = (task / readers.len(), task % readers.len());
@@ -75,7 +83,13 @@ impl Kernel for Head<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { query, kv, blocks, visible, out } = self;
+        let Self {
+            query,
+            kv,
+            blocks,
+            visible,
+            out,
+        } = self;
         let (dim, block_size) = (query.len(), kv.layout.block_size);
         let scale = 1.0 / (dim as f32).sqrt();
         let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0);

@@ -42,8 +42,11 @@ fn stored(dtype: DType, shape: &[usize], values: &[f32], skip: usize) -> HostTen
     // SAFETY: nobody else knows the file.
     #[allow(unsafe_code)]
     let map = unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap();
-    let bytes =
-        TensorBytes::Mapped { map: map.into(), offset: skip, len: values.len() * dtype.size() };
+    let bytes = TensorBytes::Mapped {
+        map: map.into(),
+        offset: skip,
+        len: values.len() * dtype.size(),
+    };
     HostTensor::new("w", &file.path().into(), dtype, shape, bytes)
 }
 
@@ -81,7 +84,10 @@ fn everywhere(op: impl Fn(Cpu) -> Vec<f32> + Sync) -> Vec<f32> {
     let mut first: Option<Vec<f32>> = None;
     for isa in Isa::available() {
         for threads in [1, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             let got = pool.install(|| op(Cpu::with_isa(isa)));
             match &first {
                 None => first = Some(got),
@@ -101,10 +107,23 @@ fn sizes_are_checked() {
     let error = cpu.linear(&x, 2, &w, None, &mut out).unwrap_err();
     assert_eq!(error.to_string(), "linear: x has 5 values, 6 needed");
     assert!(cpu.linear(&x, 1, &w, Some(&vec![1.0]), &mut out).is_err());
-    assert!(cpu.linear_chunked(&x, 1, &w, &[0..1, 1..2, 2..3], &mut out).is_err());
-    assert!(cpu.linear_chunked(&x, 1, &w, &[0..1, 1..4], &mut out).is_err());
+    assert!(
+        cpu.linear_chunked(&x, 1, &w, &[0..1, 1..2, 2..3], &mut out)
+            .is_err()
+    );
+    assert!(
+        cpu.linear_chunked(&x, 1, &w, &[0..1, 1..4], &mut out)
+            .is_err()
+    );
     assert!(cpu.embed(&w, &[Some(2)], &mut out).is_err());
     assert!(cpu.tree_sum(&[x.clone(), x.clone(), x], &mut out).is_err());
     let tensor = HostTensor::from_f32("w", &[2, 3], &noise(1, 6));
-    assert!(cpu.matrix(&[MatrixPart { tensor, rows: 1..3, cols: 0..3 }]).is_err());
+    assert!(
+        cpu.matrix(&[MatrixPart {
+            tensor,
+            rows: 1..3,
+            cols: 0..3
+        }])
+        .is_err()
+    );
 }

@@ -29,6 +29,9 @@ pub(super) fn for_each_chunk(
             task(i, chunk);
         }
     } else {
-        values.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+        values
+            .par_chunks_mut(len)
+            .enumerate()
+            .for_each(|(i, chunk)| task(i, chunk));
     }
 }

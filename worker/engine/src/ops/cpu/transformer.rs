@@ -25,7 +25,11 @@ impl TransformerOps for Cpu {
     fn embed(&self, table: &Matrix, ids: &[Option<u32>], out: &mut Buffer) -> Result<()> {
         let width = table.cols();
         need("embed", "out", out.0.len(), ids.len() * width)?;
-        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= table.rows()) {
+        if let Some(id) = ids
+            .iter()
+            .flatten()
+            .find(|&&id| id as usize >= table.rows())
+        {
             return Err(mismatch("embed", format!("id {id} of {}", table.rows())));
         }
         for (r, id) in ids.iter().enumerate() {
@@ -51,10 +55,22 @@ impl TransformerOps for Cpu {
         need("rms_norm_select", "out", out.0.len(), rows * width)?;
         need("rms_norm_select", "second weight", weights.1.len(), width)?;
         let affine = |r: usize| Affine {
-            weight: Some(if select[r] { &weights.1[..width] } else { weights.0 }),
+            weight: Some(if select[r] {
+                &weights.1[..width]
+            } else {
+                weights.0
+            }),
             ..Affine::default()
         };
-        norm::rows(self.isa, Norm::Rms, &x.0, width, affine, eps, &mut out.0[..rows * width]);
+        norm::rows(
+            self.isa,
+            Norm::Rms,
+            &x.0,
+            width,
+            affine,
+            eps,
+            &mut out.0[..rows * width],
+        );
         Ok(())
     }
 
@@ -73,8 +89,19 @@ impl TransformerOps for Cpu {
         if let Some((delta, update)) = delta {
             self.residual(h, delta, rows, width, update)?;
         }
-        let affine = |_| Affine { weight: Some(weight), ..Affine::default() };
-        norm::rows(self.isa, Norm::Rms, &h.0, width, affine, eps, &mut out.0[..rows * width]);
+        let affine = |_| Affine {
+            weight: Some(weight),
+            ..Affine::default()
+        };
+        norm::rows(
+            self.isa,
+            Norm::Rms,
+            &h.0,
+            width,
+            affine,
+            eps,
+            &mut out.0[..rows * width],
+        );
         Ok(())
     }
 
@@ -121,10 +148,22 @@ impl TransformerOps for Cpu {
         kv: &Kv,
         out: &mut Buffer,
     ) -> Result<()> {
-        let KvLayout { kv_heads, head_dim, .. } = kv.layout;
+        let KvLayout {
+            kv_heads, head_dim, ..
+        } = kv.layout;
         let heads = kv_head_of.len();
-        need("attention", "qkv", qkv.0.len(), rows.len() * (heads + 2 * kv_heads) * head_dim)?;
-        need("attention", "out", out.0.len(), rows.len() * heads * head_dim)?;
+        need(
+            "attention",
+            "qkv",
+            qkv.0.len(),
+            rows.len() * (heads + 2 * kv_heads) * head_dim,
+        )?;
+        need(
+            "attention",
+            "out",
+            out.0.len(),
+            rows.len() * heads * head_dim,
+        )?;
         if window == Some(0) || kv_head_of.iter().any(|&head| head >= kv_heads) {
             let reason = format!("window {window:?}, heads {kv_head_of:?} of {kv_heads}");
             return Err(mismatch("attention", reason));
@@ -161,12 +200,24 @@ impl TransformerOps for Cpu {
         need("linear_chunked", "x", x.0.len(), rows * cols)?;
         need("linear_chunked", "out", out.0.len(), rows * outs)?;
         if !chunks.len().is_power_of_two()
-            || chunks.iter().any(|chunk| chunk.start > chunk.end || chunk.end > cols)
+            || chunks
+                .iter()
+                .any(|chunk| chunk.start > chunk.end || chunk.end > cols)
         {
-            return Err(mismatch("linear_chunked", format!("chunks {chunks:?} of {cols}")));
+            return Err(mismatch(
+                "linear_chunked",
+                format!("chunks {chunks:?} of {cols}"),
+            ));
         }
         let out = RowsMut::new(&mut out.0, outs, rows, outs);
-        linear::linear(self.isa, Rows::new(&x.0, cols, rows, cols), w, chunks, None, out);
+        linear::linear(
+            self.isa,
+            Rows::new(&x.0, cols, rows, cols),
+            w,
+            chunks,
+            None,
+            out,
+        );
         Ok(())
     }
 
@@ -174,7 +225,10 @@ impl TransformerOps for Cpu {
         let len = out.0.len();
         if !parts.len().is_power_of_two() || parts.iter().any(|part| part.0.len() != len) {
             let lens: Vec<_> = parts.iter().map(|part| part.0.len()).collect();
-            return Err(mismatch("tree_sum", format!("parts of {lens:?} values for {len}")));
+            return Err(mismatch(
+                "tree_sum",
+                format!("parts of {lens:?} values for {len}"),
+            ));
         }
         let mut values: Vec<f32> = parts.iter().flat_map(|part| &part.0).copied().collect();
         add_tree(&mut values, len, parts.len());

@@ -17,8 +17,16 @@ impl<'a, T> Rows<'a, T> {
     /// # Panics
     /// If `values` is too short.
     pub(super) fn new(values: &'a [T], stride: usize, count: usize, cols: usize) -> Self {
-        assert!(extent(stride, count, cols) <= values.len(), "rows past the end of a buffer");
-        Self { values, stride, count, cols }
+        assert!(
+            extent(stride, count, cols) <= values.len(),
+            "rows past the end of a buffer"
+        );
+        Self {
+            values,
+            stride,
+            count,
+            cols,
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -41,8 +49,16 @@ impl<'a, T> Rows<'a, T> {
     /// Some of the rows.
     pub(super) fn slice(&self, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.count);
-        let values = if rows.is_empty() { &[] } else { &self.values[rows.start * self.stride..] };
-        Self { values, count: rows.len(), ..*self }
+        let values = if rows.is_empty() {
+            &[]
+        } else {
+            &self.values[rows.start * self.stride..]
+        };
+        Self {
+            values,
+            count: rows.len(),
+            ..*self
+        }
     }
 
     /// The first element of the first row.
@@ -69,9 +85,18 @@ impl<'a> RowsMut<'a> {
     /// # Panics
     /// If `values` is too short.
     pub(super) fn new(values: &'a mut [f32], stride: usize, count: usize, cols: usize) -> Self {
-        assert!(extent(stride, count, cols) <= values.len(), "rows past the end of a buffer");
+        assert!(
+            extent(stride, count, cols) <= values.len(),
+            "rows past the end of a buffer"
+        );
         let first = values.as_mut_ptr();
-        Self { first, stride, count, cols, owner: PhantomData }
+        Self {
+            first,
+            stride,
+            count,
+            cols,
+            owner: PhantomData,
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -90,7 +115,9 @@ impl<'a> RowsMut<'a> {
         assert!(rows.start <= rows.end && rows.end <= self.count);
         assert!(cols.start <= cols.end && cols.end <= self.cols);
         RowsMut {
-            first: self.first.wrapping_add(rows.start * self.stride + cols.start),
+            first: self
+                .first
+                .wrapping_add(rows.start * self.stride + cols.start),
             stride: self.stride,
             count: rows.len(),
             cols: cols.len(),
@@ -102,12 +129,14 @@ impl<'a> RowsMut<'a> {
     pub(super) fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.count);
         // SAFETY: the row is inside (`new`, `share`), and nobody else writes to its cells.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.cols)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(index * self.stride), self.cols) }
     }
 }
 
 fn extent(stride: usize, count: usize, cols: usize) -> usize {
-    if count == 0 || cols == 0 { 0 } else { (count - 1) * stride + cols }
+    if count == 0 || cols == 0 {
+        0
+    } else {
+        (count - 1) * stride + cols
+    }
 }

@@ -25,7 +25,10 @@ pub(super) struct Ymm(__m256, __m256);
 fn sum_of_eight(eight: __m256) -> f32 {
     // SAFETY: see the module; both users have AVX.
     unsafe {
-        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let four = _mm_add_ps(
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
     }
@@ -127,7 +130,10 @@ impl Lanes for Zmm {
     fn sum(self) -> f32 {
         // SAFETY: see the module.
         let eight = unsafe {
-            _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0))
+            _mm256_add_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            )
         };
         sum_of_eight(eight)
     }
@@ -147,19 +153,31 @@ impl Real for Ymm {
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        ymm!(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1))
+        ymm!(
+            _mm256_add_ps(self.0, other.0),
+            _mm256_add_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        ymm!(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1))
+        ymm!(
+            _mm256_sub_ps(self.0, other.0),
+            _mm256_sub_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
-        ymm!(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1))
+        ymm!(
+            _mm256_mul_ps(self.0, other.0),
+            _mm256_mul_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn div(self, other: Self) -> Self {
-        ymm!(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1))
+        ymm!(
+            _mm256_div_ps(self.0, other.0),
+            _mm256_div_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
@@ -170,11 +188,17 @@ impl Real for Ymm {
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        ymm!(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1))
+        ymm!(
+            _mm256_max_ps(self.0, other.0),
+            _mm256_max_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
-        ymm!(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1))
+        ymm!(
+            _mm256_min_ps(self.0, other.0),
+            _mm256_min_ps(self.1, other.1)
+        )
     }
     #[inline(always)]
     fn where_greater(self, other: Self, yes: Self, no: Self) -> Self {
@@ -201,7 +225,10 @@ impl Real for Ymm {
     #[inline(always)]
     fn round(self) -> Self {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        ymm!(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1))
+        ymm!(
+            _mm256_round_ps::<NEAREST>(self.0),
+            _mm256_round_ps::<NEAREST>(self.1)
+        )
     }
     #[inline(always)]
     fn exp2_integer(self) -> Self {

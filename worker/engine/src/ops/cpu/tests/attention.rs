@@ -17,9 +17,18 @@ fn dot64(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn dense_attention_is_softmax_attention() {
-    for (batch, len, heads, head_dim) in [(1, 1, 1, 4), (2, 19, 3, 8), (1, 131, 2, 40), (3, 70, 1, 128)]
-    {
-        let shape = AttentionShape { batch, len, heads, head_dim };
+    for (batch, len, heads, head_dim) in [
+        (1, 1, 1, 4),
+        (2, 19, 3, 8),
+        (1, 131, 2, 40),
+        (3, 70, 1, 128),
+    ] {
+        let shape = AttentionShape {
+            batch,
+            len,
+            heads,
+            head_dim,
+        };
         let width = heads * head_dim;
         let [q, k, v] = [1, 2, 3].map(|seed| noise(seed, batch * len * width));
         let bias = noise(4, heads * len * len);
@@ -29,7 +38,8 @@ fn dense_attention_is_softmax_attention() {
                 let bias = cpu.upload(&bias).unwrap();
                 let bias = biased.then_some(&bias);
                 let mut out = cpu.buffer(batch * len * width).unwrap();
-                cpu.dense_attention(&q, &k, &v, shape, 0.7, bias, causal, &mut out).unwrap();
+                cpu.dense_attention(&q, &k, &v, shape, 0.7, bias, causal, &mut out)
+                    .unwrap();
                 cpu.download(&out).unwrap()
             });
             let mut want = Vec::new();
@@ -55,8 +65,13 @@ fn dense_attention_is_softmax_attention() {
     }
 }
 
-const LAYOUT: KvLayout =
-    KvLayout { layers: 2, kv_heads: 2, head_dim: 24, blocks: 200, block_size: 16 };
+const LAYOUT: KvLayout = KvLayout {
+    layers: 2,
+    kv_heads: 2,
+    head_dim: 24,
+    blocks: 200,
+    block_size: 16,
+};
 const KV_HEAD_OF: [usize; 5] = [0, 0, 1, 1, 0];
 const WIDTH: usize = (KV_HEAD_OF.len() + 4) * LAYOUT.head_dim;
 const THETA: f64 = 1e4;
@@ -65,7 +80,8 @@ const THETA: f64 = 1e4;
 fn rows(work: &[(u32, std::ops::Range<u32>)]) -> RowBatch {
     let mut rows = RowBatch::default();
     for sequence in 0..3 {
-        rows.tables.push((0..60).map(|n| (n * 71 + sequence * 67 + 13) % 200).collect());
+        rows.tables
+            .push((0..60).map(|n| (sequence * 60 + n) * 71 % 200).collect());
     }
     for (sequence, positions) in work {
         for position in positions.clone() {
@@ -95,9 +111,13 @@ fn run_steps(cpu: Cpu, steps: &[RowBatch], window: Option<usize>) -> Vec<f32> {
             .flat_map(|(&position, &sequence)| qkv(sequence, position))
             .collect();
         let mut buffer = cpu.upload(&values).unwrap();
-        cpu.rope_append(&mut buffer, KV_HEAD_OF.len(), rows, THETA, 1, &mut kv).unwrap();
-        let mut out = cpu.buffer(rows.len() * KV_HEAD_OF.len() * LAYOUT.head_dim).unwrap();
-        cpu.attention(&buffer, rows, &KV_HEAD_OF, window, 1, &kv, &mut out).unwrap();
+        cpu.rope_append(&mut buffer, KV_HEAD_OF.len(), rows, THETA, 1, &mut kv)
+            .unwrap();
+        let mut out = cpu
+            .buffer(rows.len() * KV_HEAD_OF.len() * LAYOUT.head_dim)
+            .unwrap();
+        cpu.attention(&buffer, rows, &KV_HEAD_OF, window, 1, &kv, &mut out)
+            .unwrap();
         last = cpu.download(&out).unwrap();
     }
     last
@@ -162,7 +182,11 @@ fn a_query_sees_its_own_sequence_alone() {
     let alone = run_steps(cpu, &[rows(&[(0, 0..515)])], None);
     assert_same_bits(&together[20 * width..535 * width], &alone);
     let mut chunked = run_steps(cpu, &[rows(&[(0, 0..300)]), rows(&[(0, 300..514)])], None);
-    chunked.extend(run_steps(cpu, &[rows(&[(0, 0..514)]), rows(&[(0, 514..515)])], None));
+    chunked.extend(run_steps(
+        cpu,
+        &[rows(&[(0, 0..514)]), rows(&[(0, 514..515)])],
+        None,
+    ));
     assert_same_bits(&chunked, &alone[300 * width..]);
 }
 
@@ -172,14 +196,32 @@ fn damaged_batches_are_refused() {
     let mut kv = cpu.kv_cache(LAYOUT).unwrap();
     let mut buffer = cpu.buffer(WIDTH).unwrap();
     let beyond = rows(&[(0, 960..961)]);
-    assert!(cpu.rope_append(&mut buffer, 5, &beyond, THETA, 0, &mut kv).is_err());
+    assert!(
+        cpu.rope_append(&mut buffer, 5, &beyond, THETA, 0, &mut kv)
+            .is_err()
+    );
     let mut block = rows(&[(0, 0..1)]);
-    assert!(cpu.rope_append(&mut buffer, 5, &block, THETA, 2, &mut kv).is_err());
+    assert!(
+        cpu.rope_append(&mut buffer, 5, &block, THETA, 2, &mut kv)
+            .is_err()
+    );
     block.tables[0][0] = 200;
-    assert!(cpu.rope_append(&mut buffer, 5, &block, THETA, 0, &mut kv).is_err());
+    assert!(
+        cpu.rope_append(&mut buffer, 5, &block, THETA, 0, &mut kv)
+            .is_err()
+    );
     let mut out = cpu.buffer(120).unwrap();
     let good = rows(&[(0, 0..1)]);
-    assert!(cpu.attention(&buffer, &good, &KV_HEAD_OF, Some(0), 0, &kv, &mut out).is_err());
-    assert!(cpu.attention(&buffer, &good, &[0, 0, 1, 1, 2], None, 0, &kv, &mut out).is_err());
-    assert!(cpu.attention(&buffer, &good, &KV_HEAD_OF, None, 0, &kv, &mut out).is_ok());
+    assert!(
+        cpu.attention(&buffer, &good, &KV_HEAD_OF, Some(0), 0, &kv, &mut out)
+            .is_err()
+    );
+    assert!(
+        cpu.attention(&buffer, &good, &[0, 0, 1, 1, 2], None, 0, &kv, &mut out)
+            .is_err()
+    );
+    assert!(
+        cpu.attention(&buffer, &good, &KV_HEAD_OF, None, 0, &kv, &mut out)
+            .is_ok()
+    );
 }

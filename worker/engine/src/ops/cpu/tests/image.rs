@@ -9,7 +9,14 @@ fn convolutions() {
         (12, 12, 3, 4, 4, 0, 9),
         (15, 11, 20, 1, 1, 0, 13),
     ] {
-        let shape = ConvShape { height, width, channels, kernel, stride, padding };
+        let shape = ConvShape {
+            height,
+            width,
+            channels,
+            kernel,
+            stride,
+            padding,
+        };
         let x = noise(1, height * width * channels);
         let cols = kernel * kernel * channels;
         let (w, bias) = (noise(2, outs * cols), noise(3, outs));
@@ -18,14 +25,16 @@ fn convolutions() {
         let got = everywhere(|cpu| {
             let mut out = cpu.buffer(out_height * out_width * outs).unwrap();
             let x = cpu.upload(&x).unwrap();
-            cpu.conv2d(&x, shape, &matrix(cpu, &tensor), Some(&bias), &mut out).unwrap();
+            cpu.conv2d(&x, shape, &matrix(cpu, &tensor), Some(&bias), &mut out)
+                .unwrap();
             cpu.download(&out).unwrap()
         });
         let mut want = Vec::new();
         for (row, col) in (0..out_height).flat_map(|r| (0..out_width).map(move |c| (r, c))) {
             for o in 0..outs {
                 let mut sum = f64::from(bias[o]);
-                for (tap, c) in (0..kernel * kernel).flat_map(|t| (0..channels).map(move |c| (t, c)))
+                for (tap, c) in
+                    (0..kernel * kernel).flat_map(|t| (0..channels).map(move |c| (t, c)))
                 {
                     let y = (row * stride + tap / kernel).checked_sub(padding);
                     let x_at = (col * stride + tap % kernel).checked_sub(padding);
@@ -47,7 +56,10 @@ fn convolutions() {
 #[test]
 fn group_norms() {
     for (positions, channels, groups) in [(1, 8, 2), (300, 12, 4), (513, 40, 8), (200, 6, 6)] {
-        let x: Vec<f32> = noise(1, positions * channels).iter().map(|v| v + 4.0).collect();
+        let x: Vec<f32> = noise(1, positions * channels)
+            .iter()
+            .map(|v| v + 4.0)
+            .collect();
         let (weight, bias) = (noise(2, channels), noise(3, channels));
         for act in [None, Some(Activation::Silu)] {
             let got = everywhere(|cpu| {
@@ -67,14 +79,21 @@ fn group_norms() {
                     .collect();
                 let count = cells.len() as f64;
                 let mean = cells.iter().map(|&i| f64::from(x[i])).sum::<f64>() / count;
-                let variance =
-                    cells.iter().map(|&i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / count;
+                let variance = cells
+                    .iter()
+                    .map(|&i| (f64::from(x[i]) - mean).powi(2))
+                    .sum::<f64>()
+                    / count;
                 for i in cells {
                     let c = i % channels;
                     let y = (f64::from(x[i]) - mean) / (variance + 1e-6).sqrt()
                         * f64::from(weight[c])
                         + f64::from(bias[c]);
-                    want[i] = if act.is_some() { y / (1.0 + (-y).exp()) } else { y };
+                    want[i] = if act.is_some() {
+                        y / (1.0 + (-y).exp())
+                    } else {
+                        y
+                    };
                 }
             }
             assert_close(&got, &want, 3e-6);
@@ -88,7 +107,8 @@ fn upsampling_doubles_pixels() {
     let x = noise(1, height * width * channels);
     let got = everywhere(|cpu| {
         let mut out = cpu.buffer(4 * x.len()).unwrap();
-        cpu.upsample2x(&cpu.upload(&x).unwrap(), height, width, channels, &mut out).unwrap();
+        cpu.upsample2x(&cpu.upload(&x).unwrap(), height, width, channels, &mut out)
+            .unwrap();
         cpu.download(&out).unwrap()
     });
     for (i, pixel) in got.chunks_exact(channels).enumerate() {

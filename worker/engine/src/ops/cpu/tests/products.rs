@@ -14,15 +14,22 @@ fn product64(x: &[f32], w: &[f32], bias: &[f32], cols: usize) -> Vec<f64> {
 
 fn linear(cpu: Cpu, x: &[f32], rows: usize, w: &Matrix, bias: Option<&Vec<f32>>) -> Vec<f32> {
     let mut out = cpu.buffer(rows * w.rows()).unwrap();
-    cpu.linear(&cpu.upload(x).unwrap(), rows, w, bias, &mut out).unwrap();
+    cpu.linear(&cpu.upload(x).unwrap(), rows, w, bias, &mut out)
+        .unwrap();
     cpu.download(&out).unwrap()
 }
 
 #[test]
 fn linear_is_the_product() {
-    for (rows, outs, cols) in
-        [(1, 1, 1), (1, 9, 17), (2, 5, 16), (3, 50, 33), (7, 13, 100), (67, 101, 1041), (5, 6, 512)]
-    {
+    for (rows, outs, cols) in [
+        (1, 1, 1),
+        (1, 9, 17),
+        (2, 5, 16),
+        (3, 50, 33),
+        (7, 13, 100),
+        (67, 101, 1041),
+        (5, 6, 512),
+    ] {
         let x = noise(1, rows * cols);
         let bias = noise(3, outs);
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
@@ -76,9 +83,13 @@ fn stacked_slices_are_read_in_place() {
     let (rows, cols) = (3, 40);
     let x = noise(1, rows * 23);
     // Two bytes of offset misalign `f32`; one byte misaligns everything.
-    for (dtype, skip) in
-        [(DType::F32, 0), (DType::F32, 2), (DType::Bf16, 2), (DType::Bf16, 1), (DType::F16, 0)]
-    {
+    for (dtype, skip) in [
+        (DType::F32, 0),
+        (DType::F32, 2),
+        (DType::Bf16, 2),
+        (DType::Bf16, 1),
+        (DType::F16, 0),
+    ] {
         let a = stored(dtype, &[10, cols], &noise(2, 10 * cols), skip);
         let b = stored(dtype, &[6, cols / 2, 2], &noise(3, 6 * cols), skip);
         let part = |tensor: &HostTensor, rows| MatrixPart {
@@ -86,7 +97,9 @@ fn stacked_slices_are_read_in_place() {
             rows,
             cols: 11..34,
         };
-        let w = cpu.matrix(&[part(&a, 2..9), part(&b, 0..6), part(&a, 4..5)]).unwrap();
+        let w = cpu
+            .matrix(&[part(&a, 2..9), part(&b, 0..6), part(&a, 4..5)])
+            .unwrap();
         let (a, b) = (a.to_f32(), b.to_f32());
         let row = |values: &[f32], r: usize| values[r * cols..][11..34].to_vec();
         let flat: Vec<f32> = (2..9)
@@ -95,9 +108,13 @@ fn stacked_slices_are_read_in_place() {
             .chain(row(&a, 4))
             .collect();
         let copy = matrix(cpu, &HostTensor::from_f32("w", &[14, 23], &flat));
-        assert_same_bits(&linear(cpu, &x, rows, &w, None), &linear(cpu, &x, rows, &copy, None));
+        assert_same_bits(
+            &linear(cpu, &x, rows, &w, None),
+            &linear(cpu, &x, rows, &copy, None),
+        );
         let mut out = cpu.buffer(4 * 23).unwrap();
-        cpu.embed(&w, &[Some(13), None, Some(0), Some(8)], &mut out).unwrap();
+        cpu.embed(&w, &[Some(13), None, Some(0), Some(8)], &mut out)
+            .unwrap();
         let out = cpu.download(&out).unwrap();
         assert_same_bits(&out[..23], &flat[13 * 23..]);
         assert_same_bits(&out[23..46], &[0.0; 23]);
@@ -118,7 +135,8 @@ fn chunks_split_over_ranks_give_the_same_bits() {
         let whole = everywhere(|cpu| {
             let mut out = cpu.buffer(rows * outs).unwrap();
             let x = cpu.upload(&x).unwrap();
-            cpu.linear_chunked(&x, rows, &matrix(cpu, &w), &chunks, &mut out).unwrap();
+            cpu.linear_chunked(&x, rows, &matrix(cpu, &w), &chunks, &mut out)
+                .unwrap();
             cpu.download(&out).unwrap()
         });
         assert_close(&whole, &product64(&x, &w.to_f32(), &[], cols), 1e-6);
@@ -132,9 +150,16 @@ fn chunks_split_over_ranks_give_the_same_bits() {
                         .iter()
                         .map(|c| c.start - held.start..c.end - held.start)
                         .collect();
-                    let x: Vec<f32> =
-                        x.chunks_exact(cols).flat_map(|x| &x[held.clone()]).copied().collect();
-                    let part = MatrixPart { tensor: w.clone(), rows: 0..outs, cols: held };
+                    let x: Vec<f32> = x
+                        .chunks_exact(cols)
+                        .flat_map(|x| &x[held.clone()])
+                        .copied()
+                        .collect();
+                    let part = MatrixPart {
+                        tensor: w.clone(),
+                        rows: 0..outs,
+                        cols: held,
+                    };
                     let w = cpu.matrix(&[part]).unwrap();
                     let mut out = cpu.buffer(rows * outs).unwrap();
                     let x = cpu.upload(&x).unwrap();

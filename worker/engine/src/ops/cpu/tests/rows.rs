@@ -4,22 +4,40 @@ use crate::ops::{Activation, ImageOps, Norm};
 fn norm64(norm: Norm, x: &[f32], eps: f64) -> Vec<f64> {
     let x = widen(x);
     let count = x.len() as f64;
-    let mean = if norm == Norm::Layer { x.iter().sum::<f64>() / count } else { 0.0 };
+    let mean = if norm == Norm::Layer {
+        x.iter().sum::<f64>() / count
+    } else {
+        0.0
+    };
     let square = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
-    x.iter().map(|v| (v - mean) / (square + eps).sqrt()).collect()
+    x.iter()
+        .map(|v| (v - mean) / (square + eps).sqrt())
+        .collect()
 }
 
 #[test]
 fn row_norms() {
     for (rows, width) in [(1, 1), (3, 16), (5, 77), (40, 1000)] {
-        let x: Vec<f32> = noise(1, rows * width).iter().map(|v| v * 3.0 + 5.0).collect();
+        let x: Vec<f32> = noise(1, rows * width)
+            .iter()
+            .map(|v| v * 3.0 + 5.0)
+            .collect();
         let (weight, bias) = (noise(2, width), noise(3, width));
         for norm in [Norm::Layer, Norm::Rms] {
             let got = everywhere(|cpu| {
                 let mut out = cpu.buffer(x.len()).unwrap();
                 let x = cpu.upload(&x).unwrap();
-                cpu.row_norm(norm, &x, rows, width, Some(&weight), Some(&bias), 1e-6, &mut out)
-                    .unwrap();
+                cpu.row_norm(
+                    norm,
+                    &x,
+                    rows,
+                    width,
+                    Some(&weight),
+                    Some(&bias),
+                    1e-6,
+                    &mut out,
+                )
+                .unwrap();
                 cpu.download(&out).unwrap()
             });
             let want: Vec<f64> = x
@@ -45,17 +63,29 @@ fn norms_of_the_backbone() {
         let mut out = cpu.buffer(rows * width).unwrap();
         let mut h = cpu.upload(&x).unwrap();
         let delta = cpu.upload(&delta).unwrap();
-        cpu.residual_rms_norm(&mut h, Some((&delta, Some(&select))), rows, &a, 1e-6, &mut out)
-            .unwrap();
+        cpu.residual_rms_norm(
+            &mut h,
+            Some((&delta, Some(&select))),
+            rows,
+            &a,
+            1e-6,
+            &mut out,
+        )
+        .unwrap();
         let mut all = cpu.download(&out).unwrap();
-        cpu.rms_norm_select(&h, (&a, &b), &select, 1e-6, &mut out).unwrap();
+        cpu.rms_norm_select(&h, (&a, &b), &select, 1e-6, &mut out)
+            .unwrap();
         all.extend(cpu.download(&out).unwrap());
         cpu.residual(&mut h, &delta, rows, width, None).unwrap();
         all.extend(cpu.download(&h).unwrap());
         all
     });
     let mut h = widen(&x);
-    for (r, row) in h.chunks_exact_mut(width).enumerate().filter(|(r, _)| select[*r]) {
+    for (r, row) in h
+        .chunks_exact_mut(width)
+        .enumerate()
+        .filter(|(r, _)| select[*r])
+    {
         for (c, h) in row.iter_mut().enumerate() {
             *h += f64::from(delta[r * width + c]);
         }
@@ -66,7 +96,11 @@ fn norms_of_the_backbone() {
             let square = row.iter().map(|v| v * v).sum::<f64>() / width as f64;
             let weight = if by_row && select[r] { &b } else { &a };
             let scale = 1.0 / (square + 1e-6).sqrt();
-            want.extend(row.iter().zip(weight).map(|(h, &w)| h * scale * f64::from(w)));
+            want.extend(
+                row.iter()
+                    .zip(weight)
+                    .map(|(h, &w)| h * scale * f64::from(w)),
+            );
         }
     }
     want.extend(h.iter().zip(&delta).map(|(h, &d)| h + f64::from(d)));
@@ -84,9 +118,11 @@ fn adaptive_norm_and_gate() {
         let mut x = cpu.upload(&x).unwrap();
         let y = cpu.upload(&y).unwrap();
         let m = cpu.upload(&modulation).unwrap();
-        cpu.adaptive_norm(&x, rows, width, &m, batch, width, 2 * width, 1e-6, &mut out).unwrap();
+        cpu.adaptive_norm(&x, rows, width, &m, batch, width, 2 * width, 1e-6, &mut out)
+            .unwrap();
         let mut all = cpu.download(&out).unwrap();
-        cpu.gated_add(&mut x, &y, rows, width, &m, batch, 3 * width).unwrap();
+        cpu.gated_add(&mut x, &y, rows, width, &m, batch, 3 * width)
+            .unwrap();
         all.extend(cpu.download(&x).unwrap());
         all
     });
@@ -96,7 +132,12 @@ fn adaptive_norm_and_gate() {
     let mut want = Vec::new();
     for (r, x) in x.chunks_exact(width).enumerate() {
         let normal = norm64(Norm::Layer, x, 1e-6);
-        want.extend(normal.iter().enumerate().map(|(c, n)| n * (1.0 + at(r, 2, c)) + at(r, 1, c)));
+        want.extend(
+            normal
+                .iter()
+                .enumerate()
+                .map(|(c, n)| n * (1.0 + at(r, 2, c)) + at(r, 1, c)),
+        );
     }
     for (i, (&x, &y)) in x.iter().zip(&y).enumerate() {
         want.push(f64::from(x) + at(i / width, 3, i % width) * f64::from(y));
@@ -106,24 +147,40 @@ fn adaptive_norm_and_gate() {
 
 #[test]
 fn head_norm_and_rope() {
-    let shape = crate::ops::AttentionShape { batch: 2, len: 5, heads: 3, head_dim: 10 };
+    let shape = crate::ops::AttentionShape {
+        batch: 2,
+        len: 5,
+        heads: 3,
+        head_dim: 10,
+    };
     let width = shape.heads * shape.head_dim;
     let x = noise(1, shape.batch * shape.len * width);
     let weight = noise(2, shape.head_dim);
     let (cos, sin) = (noise(3, shape.len * 5), noise(4, shape.len * 5));
     let got = everywhere(|cpu| {
-        let (mut x, cos, sin) =
-            (cpu.upload(&x).unwrap(), cpu.upload(&cos).unwrap(), cpu.upload(&sin).unwrap());
-        cpu.head_norm_rope(&mut x, shape, &weight, 1e-6, Some((&cos, &sin))).unwrap();
+        let (mut x, cos, sin) = (
+            cpu.upload(&x).unwrap(),
+            cpu.upload(&cos).unwrap(),
+            cpu.upload(&sin).unwrap(),
+        );
+        cpu.head_norm_rope(&mut x, shape, &weight, 1e-6, Some((&cos, &sin)))
+            .unwrap();
         cpu.download(&x).unwrap()
     });
     let mut want = Vec::new();
     for (head, x) in x.chunks_exact(shape.head_dim).enumerate() {
         let position = head / shape.heads % shape.len;
         let normal = norm64(Norm::Rms, x, 1e-6);
-        let x: Vec<f64> = normal.iter().zip(&weight).map(|(x, &w)| x * f64::from(w)).collect();
+        let x: Vec<f64> = normal
+            .iter()
+            .zip(&weight)
+            .map(|(x, &w)| x * f64::from(w))
+            .collect();
         for (j, pair) in x.chunks_exact(2).enumerate() {
-            let (c, s) = (f64::from(cos[position * 5 + j]), f64::from(sin[position * 5 + j]));
+            let (c, s) = (
+                f64::from(cos[position * 5 + j]),
+                f64::from(sin[position * 5 + j]),
+            );
             want.extend([pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c]);
         }
     }
@@ -154,13 +211,17 @@ fn activations() {
             0.5 * x * (1.0 + inner.tanh())
         }
     };
-    for act in
-        [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu]
-    {
+    for act in [
+        Activation::Silu,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+    ] {
         let got = everywhere(|cpu| {
             let (mut a, mut b) = (cpu.upload(half).unwrap(), cpu.upload(half).unwrap());
             cpu.activate(&mut a, act).unwrap();
-            cpu.activate_mul(&mut b, &cpu.upload(&up).unwrap(), act).unwrap();
+            cpu.activate_mul(&mut b, &cpu.upload(&up).unwrap(), act)
+                .unwrap();
             cpu.add(&mut a, &b).unwrap();
             cpu.download(&a).unwrap()
         });
@@ -173,7 +234,8 @@ fn activations() {
     }
     let got = everywhere(|cpu| {
         let mut out = cpu.buffer(rows * width).unwrap();
-        cpu.silu_mul(&cpu.upload(&gate).unwrap(), rows, width, &mut out).unwrap();
+        cpu.silu_mul(&cpu.upload(&gate).unwrap(), rows, width, &mut out)
+            .unwrap();
         cpu.download(&out).unwrap()
     });
     let want: Vec<f64> = (0..rows * width)

@@ -33,6 +33,13 @@ async fn main() -> ExitCode {
         }
     };
     tokio::select! {
+        // First, so that the signal is caught before any work begins.
+        biased;
+        // Files are written whole or not at all, so nothing has to be undone.
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("interrupted");
+            std::process::exit(130);
+        }
         result = work => match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -40,10 +47,5 @@ async fn main() -> ExitCode {
                 ExitCode::from(error.exit_code())
             }
         },
-        // Files are written whole or not at all, so nothing has to be undone.
-        _ = tokio::signal::ctrl_c() => {
-            eprintln!("interrupted");
-            std::process::exit(130);
-        }
     }
 }

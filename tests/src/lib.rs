@@ -1,6 +1,7 @@
-//! What the tests of the workspace share: golden fixtures, how results are compared with them, and
-//! runs of a fixture's backbone.
+//! What the tests of the workspace share: golden fixtures, how results are compared with them,
+//! runs of a fixture's backbone, and the real binaries.
 
 pub mod backbone;
 pub mod golden;
 pub mod layout;
+pub mod process;

@@ -174,9 +174,11 @@ pub fn zip(entries: &[(&str, &[u8])], wide: bool) -> Vec<u8> {
     bytes
 }
 
-/// A pickle (protocol 2) of a dict from names to tensors: storage class and key, number of
-/// elements, offset, shape, strides.
-pub fn state_dict(tensors: &[(&str, &str, &str, i32, i32, &[i32], &[i32])]) -> Vec<u8> {
+/// Name, storage class, storage key, storage elements, offset, shape, strides.
+pub type PickledTensor<'a> = (&'a str, &'a str, &'a str, i32, i32, &'a [i32], &'a [i32]);
+
+/// A pickle (protocol 2) of a dict from names to tensors.
+pub fn state_dict(tensors: &[PickledTensor<'_>]) -> Vec<u8> {
     let mut pickle = b"\x80\x02}(".to_vec();
     for (name, class, key, elements, offset, shape, strides) in tensors {
         push_text(&mut pickle, name);

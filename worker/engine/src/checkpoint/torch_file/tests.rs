@@ -3,12 +3,12 @@ use std::fs;
 use super::*;
 use crate::checkpoint::{
     HostTensor, Weights,
-    testing::{golden, refusal, state_dict, zip},
+    testing::{PickledTensor, golden, refusal, state_dict, zip},
 };
 
 /// Writes a state dict with one storage, `0`, and opens it.
 fn with_file<T>(
-    tensors: &[(&str, &str, &str, i32, i32, &[i32], &[i32])],
+    tensors: &[PickledTensor<'_>],
     data: &[u8],
     use_it: impl Fn(Result<Weights>) -> T,
 ) -> T {
@@ -34,7 +34,7 @@ fn floats(count: usize) -> Vec<u8> {
 
 #[test]
 fn views_of_a_shared_storage() {
-    let tensors: [(&str, &str, &str, i32, i32, &[i32], &[i32]); 5] = [
+    let tensors: [PickledTensor<'_>; 5] = [
         ("all", "FloatStorage", "0", 6, 0, &[2, 3], &[3, 1]),
         ("tail", "FloatStorage", "0", 6, 3, &[3], &[1]),
         ("transposed", "FloatStorage", "0", 6, 0, &[3, 2], &[1, 3]),
@@ -100,6 +100,21 @@ fn integers_are_refused_only_if_taken() {
         assert_eq!(item, "steps");
         assert!(reason.ends_with("is Long"), "{reason}");
         weights.finish(|name| name == "steps").unwrap();
+    });
+}
+
+#[test]
+fn a_damaged_value_of_the_golden_file_is_named() {
+    let mut bytes = fs::read(golden("x-omni/vq_projector.pt")).unwrap();
+    let archive = StoredArchive::open(&bytes, Path::new("")).unwrap();
+    let bias = archive.get("vq_projector/data/1").unwrap();
+    bytes[bias.start + 4..][..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    open_bytes(&bytes, |weights| {
+        let mut weights = weights.unwrap();
+        let (file, item, reason) = refusal(weights.tensor("quant_conv.bias", &[48]));
+        assert_eq!((file.as_str(), item.as_str()), ("w.pt", "quant_conv.bias"));
+        assert!(reason.starts_with("element 1 "), "{reason}");
+        assert!(weights.tensor("quant_conv.weight", &[48, 64, 1, 1]).is_ok());
     });
 }
 

@@ -80,6 +80,39 @@ fn missing_misshaped_non_finite_and_extra_tensors_are_named() {
 }
 
 #[test]
+fn damage_to_the_golden_checkpoint_is_named() {
+    let dir = copy_golden("x-omni");
+    let shard = "model-00003-of-00003.safetensors";
+    let mut bytes = fs::read(dir.path().join(shard)).unwrap();
+    let (header, metadata) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let norm = metadata.info("model.mm_norm.weight").unwrap();
+    let (start, shape) = (8 + header + norm.data_offsets.0, norm.shape.clone());
+    bytes[start..start + 2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+    fs::write(dir.path().join(shard), bytes).unwrap();
+
+    let mut weights = Weights::open_safetensors(dir.path(), "model").unwrap();
+    let (file, item, reason) = refusal(weights.tensor("model.mm_norm.weight", &shape));
+    assert_eq!(
+        (file.as_str(), item.as_str()),
+        (shard, "model.mm_norm.weight")
+    );
+    assert!(reason.starts_with("element 0 "), "{reason}");
+    let (file, item, reason) = refusal(weights.tensor("model.mm_norm.weight", &[127]));
+    assert_eq!(
+        (file.as_str(), item.as_str()),
+        (shard, "model.mm_norm.weight")
+    );
+    assert!(reason.contains("[127], has [128]"), "{reason}");
+    let (file, item, _) = refusal(weights.tensor("model.norm.weight", &[128]));
+    assert_eq!(file, "model.safetensors.index.json");
+    assert_eq!(item, "model.norm.weight");
+    let (file, item, reason) = refusal(weights.finish(|name| name.starts_with("model.layers.")));
+    assert!(file.starts_with("model-0000"), "{file}");
+    assert_eq!(item, "lm_head.weight");
+    assert!(reason.contains("not a tensor of this model"), "{reason}");
+}
+
+#[test]
 fn random_weights_have_every_tensor() {
     let mut weights = Weights::random(1, "vae");
     assert!(weights.contains("anything"));

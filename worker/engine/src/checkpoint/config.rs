@@ -246,7 +246,7 @@ impl BackboneConfig {
 
 fn head_dim(root: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize> {
     let head_dim = match root.get("head_dim") {
-        None | Some(Value::Null) if hidden % heads != 0 => {
+        None | Some(Value::Null) if !hidden.is_multiple_of(heads) => {
             let rule = format!("a multiple of num_attention_heads ({heads})");
             return Err(root.refuse("hidden_size", rule, hidden));
         }

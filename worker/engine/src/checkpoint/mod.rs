@@ -10,6 +10,8 @@ mod random;
 mod safetensors;
 mod stored;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 mod torch_file;
 pub mod weights;
 

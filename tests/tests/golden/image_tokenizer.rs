@@ -197,3 +197,24 @@ fn golden_05_vq_decode() {
     let outside = vq.rows(&[config.codebook_size as u32]);
     assert!(matches!(outside, Err(Error::BadInput { .. })));
 }
+
+#[test]
+fn random_weights_encode_into_the_codebook() {
+    let fixture = Fixture::open();
+    let config = XOmniConfig::open(&fixture.x_omni()).unwrap();
+    let (ops, source) = (Arc::new(Cpu::new()), WeightsSource::Random(5));
+    let encoder = PictureEncoder::open(ops, &fixture.x_omni(), &config, source).unwrap();
+    let accepted = fixture
+        .json::<Golden>(CASE)
+        .pictures
+        .into_iter()
+        .find(|case| case.accepted);
+    let bytes = fs::read(fixture.path(&accepted.unwrap().file)).unwrap();
+    let (grid, tokens) = encoder.encode(&bytes).unwrap();
+    assert_eq!(tokens.len(), grid.tokens());
+    assert!(
+        tokens
+            .iter()
+            .all(|code| (*code as usize) < config.encoder.codebook_size)
+    );
+}

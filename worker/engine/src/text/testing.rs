@@ -23,6 +23,7 @@ pub(super) fn fixture(folder: &str) -> PathBuf {
 /// The vocabulary sizes of the committed checkpoint; the rest does not matter to a tokenizer.
 pub(super) fn config() -> XOmniConfig {
     XOmniConfig {
+        eos_token_ids: Vec::new(),
         backbone: BackboneConfig {
             text_vocab: 1024,
             mm_vocab: 288,

@@ -246,11 +246,9 @@ impl Real for Portable {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        let mut out = self.0;
-        for i in 0..LANES {
-            out[i] = f32::mul_add(out[i], factor.0[i], term.0[i]);
-        }
-        Self(out)
+        Self(std::array::from_fn(|i| {
+            f32::mul_add(self.0[i], factor.0[i], term.0[i])
+        }))
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
@@ -262,11 +260,9 @@ impl Real for Portable {
     }
     #[inline(always)]
     fn where_greater(self, other: Self, yes: Self, no: Self) -> Self {
-        let mut out = self.0;
-        for i in 0..LANES {
-            out[i] = Real::where_greater(out[i], other.0[i], yes.0[i], no.0[i]);
-        }
-        Self(out)
+        Self(std::array::from_fn(|i| {
+            self.0[i].where_greater(other.0[i], yes.0[i], no.0[i])
+        }))
     }
     #[inline(always)]
     fn abs(self) -> Self {

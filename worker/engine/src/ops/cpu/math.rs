@@ -148,12 +148,7 @@ pub(super) fn tanh_lanes<R: Real>(x: R) -> R {
         .copysign(x);
     let square = x.mul(x);
     let mut p = R::splat(-5.704_988e-3);
-    for coefficient in [
-        2.063_908_9e-2,
-        -5.373_971e-2,
-        1.333_144_2e-1,
-        -3.333_328_2e-1,
-    ] {
+    for coefficient in [2.063_909e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = p.mul_add(square, R::splat(coefficient));
     }
     let near = p.mul(square).mul_add(x, x);
@@ -168,7 +163,7 @@ pub(super) fn erf_lanes<R: Real>(x: R) -> R {
     let mut p = R::splat(-1.728_534_7e-5).mul_add(size, R::splat(3.831_971_3e-4));
     let q = R::splat(-3.883_964_4e-3).mul_add(size, R::splat(2.425_462_2e-2));
     p = p.mul_add(square, q);
-    for coefficient in [-1.067_778_8e-1, -6.348_466_9e-1, -1.287_175_1e-1] {
+    for coefficient in [-1.067_778_8e-1, -6.348_467e-1, -1.287_175_1e-1] {
         p = p.mul_add(size, R::splat(coefficient));
     }
     p = p.mul_add(size, R::splat(0.0).sub(size));
@@ -179,7 +174,7 @@ pub(super) fn erf_lanes<R: Real>(x: R) -> R {
         -2.676_813_5e-2,
         1.128_199_25e-1,
         -3.761_253_4e-1,
-        1.283_791_66e-1,
+        1.283_791_7e-1,
     ] {
         p = p.mul_add(square, R::splat(coefficient));
     }

@@ -148,8 +148,8 @@ impl Part {
 fn readable(tensor: &HostTensor) -> bool {
     let address = tensor.bytes().as_ptr().addr();
     let aligned = match tensor.dtype() {
-        DType::F32 => address % align_of::<f32>() == 0,
-        DType::Bf16 => address % align_of::<bf16>() == 0,
+        DType::F32 => address.is_multiple_of(align_of::<f32>()),
+        DType::Bf16 => address.is_multiple_of(align_of::<bf16>()),
         DType::F16 => false,
     };
     aligned && cfg!(target_endian = "little")

@@ -311,6 +311,7 @@ unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
     (w, w_stride): (*const E, usize),
     depth: usize,
 ) {
+    // The whole groups on a copy, so that it stays in registers.
     let mut tile = *acc;
     let whole = depth / LANES * LANES;
     let mut i = 0;
@@ -329,18 +330,18 @@ unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
         }
         i += LANES;
     }
+    *acc = tile;
     if whole < depth {
-        for (m, tile) in tile.iter_mut().enumerate() {
+        for (m, acc) in acc.iter_mut().enumerate() {
             // SAFETY: the rows have the elements `whole..depth`.
             let x: L = unsafe { load_part(x.add(m * x_stride + whole), depth - whole) };
-            for (n, lanes) in tile.iter_mut().enumerate() {
+            for (n, lanes) in acc.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let w: L = unsafe { load_part(w.add(n * w_stride + whole), depth - whole) };
                 *lanes = x.mul_add(w, *lanes);
             }
         }
     }
-    *acc = tile;
 }
 
 /// [`Weights`] of `f32` or `bf16` rows.

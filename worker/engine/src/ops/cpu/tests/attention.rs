@@ -80,11 +80,8 @@ const THETA: f64 = 1e4;
 fn rows(work: &[(u32, std::ops::Range<u32>)]) -> RowBatch {
     let mut rows = RowBatch::default();
     for sequence in 0..3 {
-        rows.tables.push(
-            (0..60)
-                .map(|n| (n * 71 + sequence * 67 + 13) % 200)
-                .collect(),
-        );
+        rows.tables
+            .push((0..60).map(|n| (sequence * 60 + n) * 71 % 200).collect());
     }
     for (sequence, positions) in work {
         for position in positions.clone() {

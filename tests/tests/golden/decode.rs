@@ -46,9 +46,10 @@ impl Golden {
 }
 
 fn decoder(fixture: &Fixture, source: WeightsSource) -> PictureDecoder<Cpu> {
-    let config = XOmniConfig::open(&fixture.x_omni()).unwrap();
-    let ops = Arc::new(Cpu::new());
-    PictureDecoder::open(ops, &fixture.x_omni(), &fixture.flux(), &config, source).unwrap()
+    let (x_omni, flux, ops) = (fixture.x_omni(), fixture.flux(), Arc::new(Cpu::new()));
+    XOmniConfig::open(&x_omni)
+        .and_then(|config| PictureDecoder::open(ops, &x_omni, &flux, &config, source))
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]

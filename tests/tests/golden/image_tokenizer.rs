@@ -44,8 +44,10 @@ struct Case {
 }
 
 impl Case {
+    /// The file's name without folder and ending, which begins its tensors' names.
     fn name(&self) -> &str {
-        Path::new(&self.file).file_stem().unwrap().to_str().unwrap()
+        let stem = Path::new(&self.file).file_stem();
+        stem.and_then(|stem| stem.to_str()).unwrap_or(&self.file)
     }
 }
 
@@ -56,10 +58,11 @@ struct VqDecode {
     tokens: Vec<u32>,
 }
 
-fn encoder(fixture: &Fixture) -> PictureEncoder<Cpu> {
-    let config = XOmniConfig::open(&fixture.x_omni()).unwrap();
-    let (ops, source) = (Arc::new(Cpu::new()), WeightsSource::Checkpoint);
-    PictureEncoder::open(ops, &fixture.x_omni(), &config, source).unwrap()
+fn encoder(fixture: &Fixture, source: WeightsSource) -> PictureEncoder<Cpu> {
+    let (x_omni, ops) = (fixture.x_omni(), Arc::new(Cpu::new()));
+    XOmniConfig::open(&x_omni)
+        .and_then(|config| PictureEncoder::open(ops, &x_omni, &config, source))
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
@@ -90,7 +93,7 @@ fn golden_05_preprocess() {
 #[test]
 fn golden_05_encode() {
     let fixture = Fixture::open();
-    let encoder = encoder(&fixture);
+    let encoder = encoder(&fixture, WeightsSource::Checkpoint);
     let tensors = fixture.tensors(CASE);
     for case in fixture.json::<Golden>(CASE).pictures {
         let bytes = fs::read(fixture.path(&case.file)).unwrap();
@@ -114,7 +117,7 @@ fn golden_05_encode() {
 #[test]
 fn golden_05_stages() {
     let (fixture, ops) = (Fixture::open(), Cpu::new());
-    let encoder = encoder(&fixture);
+    let encoder = encoder(&fixture, WeightsSource::Checkpoint);
     let config = XOmniConfig::open(&fixture.x_omni()).unwrap().transform;
     let tensors = fixture.tensors(CASE);
     for case in fixture
@@ -196,4 +199,24 @@ fn golden_05_vq_decode() {
 
     let outside = vq.rows(&[config.codebook_size as u32]);
     assert!(matches!(outside, Err(Error::BadInput { .. })));
+}
+
+#[test]
+fn random_weights_encode_into_the_codebook() {
+    let fixture = Fixture::open();
+    let config = XOmniConfig::open(&fixture.x_omni()).unwrap();
+    let encoder = encoder(&fixture, WeightsSource::Random(5));
+    let accepted = fixture
+        .json::<Golden>(CASE)
+        .pictures
+        .into_iter()
+        .find(|case| case.accepted);
+    let bytes = fs::read(fixture.path(&accepted.unwrap().file)).unwrap();
+    let (grid, tokens) = encoder.encode(&bytes).unwrap();
+    assert_eq!(tokens.len(), grid.tokens());
+    assert!(
+        tokens
+            .iter()
+            .all(|code| (*code as usize) < config.encoder.codebook_size)
+    );
 }

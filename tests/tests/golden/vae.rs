@@ -51,7 +51,7 @@ fn close_if_given(tensors: &Tensors, tensor: &str, ops: &Cpu, x: &FeatureMap<Cpu
     if !tensors.contains(tensor) {
         return;
     }
-    let values = ops.download(&x.values).unwrap();
+    let values = ops.download(&x.values).unwrap_or_else(|e| panic!("{e}"));
     let values = channels_first(&values, values.len() / (x.height * x.width));
     tensors.assert_close(tensor, &values, Tolerance::F32);
 }

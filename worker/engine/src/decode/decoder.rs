@@ -140,7 +140,6 @@ impl<O: ImageOps> PictureDecoder<O> {
         latents: Vec<f32>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture> {
-        spec.check(self.vq.codes())?;
         let mut begin = |part| match progress(part) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Cancelled),

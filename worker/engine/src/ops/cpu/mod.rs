@@ -4,6 +4,7 @@
 //! depends on the operation's shape alone: results have the same bits on every instruction set, for
 //! any number of threads and whatever other rows there are.
 
+mod aligned;
 mod conv;
 mod dense_attention;
 mod dispatch;
@@ -28,6 +29,7 @@ pub use dispatch::Isa;
 pub use kv::Kv;
 pub use matrix::Matrix;
 
+use aligned::Aligned;
 use view::{Rows, RowsMut};
 
 use crate::{
@@ -47,7 +49,7 @@ pub struct Cpu {
 
 /// Activations on the heap.
 #[derive(Debug, Clone)]
-pub struct Buffer(Vec<f32>);
+pub struct Buffer(Aligned);
 
 impl Cpu {
     /// The CPU with its best instruction set.
@@ -97,15 +99,15 @@ impl Device for Cpu {
     type Vector = Vec<f32>;
 
     fn buffer(&self, len: usize) -> Result<Buffer> {
-        Ok(Buffer(vec![0.0; len]))
+        Ok(Buffer(Aligned::zeros(len)))
     }
 
     fn upload(&self, values: &[f32]) -> Result<Buffer> {
-        Ok(Buffer(values.to_vec()))
+        Ok(Buffer(Aligned::copy(values)))
     }
 
     fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
-        Ok(buffer.0.clone())
+        Ok(buffer.0.to_vec())
     }
 
     fn copy_rows(

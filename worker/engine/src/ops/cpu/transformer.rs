@@ -230,7 +230,11 @@ impl TransformerOps for Cpu {
                 format!("parts of {lens:?} values for {len}"),
             ));
         }
-        let mut values: Vec<f32> = parts.iter().flat_map(|part| &part.0).copied().collect();
+        let mut values: Vec<f32> = parts
+            .iter()
+            .flat_map(|part| part.0.iter())
+            .copied()
+            .collect();
         add_tree(&mut values, len, parts.len());
         out.0.copy_from_slice(&values[..len]);
         Ok(())

@@ -157,7 +157,7 @@ impl ImageOps for Cpu {
             v: &v.0,
             shape,
             scale,
-            bias: bias.map(|bias| bias.0.as_slice()),
+            bias: bias.map(|bias| &*bias.0),
             causal,
         }
         .run(self.isa, &mut out.0[..needed]);
@@ -185,7 +185,7 @@ impl ImageOps for Cpu {
             need("head_norm_rope", "cos", cos.0.len(), len * (head_dim / 2))?;
             need("head_norm_rope", "sin", sin.0.len(), len * (head_dim / 2))?;
         }
-        let rope = rope.map(|(cos, sin)| (cos.0.as_slice(), sin.0.as_slice()));
+        let rope = rope.map(|(cos, sin)| (&*cos.0, &*sin.0));
         let x = &mut x.0[..batch * len * width];
         norm::heads(self.isa, x, width, &weight[..head_dim], eps, rope, len);
         Ok(())

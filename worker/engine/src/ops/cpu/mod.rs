@@ -4,6 +4,7 @@
 //! depends on the operation's shape alone: results have the same bits on every instruction set, for
 //! any number of threads and whatever other rows there are.
 
+mod aligned;
 mod conv;
 mod dense_attention;
 mod dispatch;
@@ -29,6 +30,7 @@ pub use dispatch::Isa;
 pub use kv::Kv;
 pub use matrix::Matrix;
 
+use aligned::Aligned;
 use view::{Rows, RowsMut};
 
 use crate::{
@@ -48,7 +50,7 @@ pub struct Cpu {
 
 /// Activations on the heap.
 #[derive(Debug, Clone)]
-pub struct Buffer(Vec<f32>);
+pub struct Buffer(Aligned);
 
 impl Cpu {
     /// The CPU with its best instruction set.
@@ -98,15 +100,15 @@ impl Device for Cpu {
     type Vector = Vec<f32>;
 
     fn buffer(&self, len: usize) -> Result<Buffer> {
-        Ok(Buffer(vec![0.0; len]))
+        Ok(Buffer(Aligned::zeros(len)))
     }
 
     fn upload(&self, values: &[f32]) -> Result<Buffer> {
-        Ok(Buffer(values.to_vec()))
+        Ok(Buffer(Aligned::copy(values)))
     }
 
     fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
-        Ok(buffer.0.clone())
+        Ok(buffer.0.to_vec())
     }
 
     fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {

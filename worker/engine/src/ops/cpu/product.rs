@@ -12,6 +12,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{
+    aligned::Aligned,
     dispatch::Kernel,
     lanes::{Element, LANES, Lanes, load_part},
     matrix::Weights,
@@ -20,7 +21,7 @@ use super::{
 };
 
 /// Rows up to which weights are read straight from where they are stored.
-const DIRECT_ROWS: usize = 4;
+const DIRECT_ROWS: usize = 16;
 /// Rows that one block of converted weights serves.
 const ROW_BLOCK: usize = 64;
 /// Rows of a register tile.
@@ -100,7 +101,7 @@ impl<E: Element> Typed<'_, E> {
                     accumulators,
                     panel,
                 } = &mut *scratch;
-                sums.resize(p.chunks.len() * cells, 0.0);
+                let sums = sums.at_least(p.chunks.len() * cells);
                 for (chunk, sums) in p.chunks.iter().zip(sums.chunks_exact_mut(cells)) {
                     if rows <= DIRECT_ROWS {
                         block.direct::<L>(chunk.clone(), sums);
@@ -142,56 +143,73 @@ pub(super) fn add_tree(values: &mut [f32], len: usize, parts: usize) {
 }
 
 impl<E: Element> Block<'_, E> {
-    /// Few rows: memory decides, so weights stream through registers once.
+    /// Few rows: memory decides, so weights are converted in registers as they stream by.
     #[inline(always)]
     fn direct<L: Lanes>(&self, chunk: Range<usize>, sums: &mut [f32]) {
-        match self.x.count() {
-            1 => self.direct_rows::<L, 1, 8>(chunk, sums),
-            2 => self.direct_rows::<L, 2, 4>(chunk, sums),
-            3 => self.direct_rows::<L, 3, 4>(chunk, sums),
-            _ => self.direct_rows::<L, 4, 4>(chunk, sums),
+        if self.x.count() == 1 {
+            return self.direct_cols::<L, 8>(chunk, sums);
         }
+        self.direct_cols::<L, 4>(chunk, sums);
     }
 
     #[inline(always)]
-    fn direct_rows<L: Lanes, const M: usize, const N: usize>(
-        &self,
-        chunk: Range<usize>,
-        sums: &mut [f32],
-    ) {
+    fn direct_cols<L: Lanes, const N: usize>(&self, chunk: Range<usize>, sums: &mut [f32]) {
         let outs = self.w.count();
-        let mut first = 0;
-        while first + N <= outs {
-            self.direct_tile::<L, M, N>(chunk.clone(), first, sums);
-            first += N;
+        let whole = outs / N * N;
+        for first in (0..whole).step_by(N) {
+            self.direct_rows::<L, N>(chunk.clone(), first, sums);
         }
-        for first in first..outs {
-            self.direct_tile::<L, M, 1>(chunk.clone(), first, sums);
+        for first in whole..outs {
+            self.direct_rows::<L, 1>(chunk.clone(), first, sums);
         }
     }
 
     #[inline(always)]
-    fn direct_tile<L: Lanes, const M: usize, const N: usize>(
+    fn direct_rows<L: Lanes, const N: usize>(
         &self,
         chunk: Range<usize>,
         first: usize,
         sums: &mut [f32],
     ) {
-        let mut acc = [[L::splat(0.0); N]; M];
-        // SAFETY: `M` rows and the outputs `first..first + N` exist, and the chunk is inside them.
-        unsafe {
-            let w = self.w.as_ptr().add(first * self.w.stride() + chunk.start);
-            let x = self.x.as_ptr().add(chunk.start);
-            advance(
-                &mut acc,
-                (x, self.x.stride()),
-                (w, self.w.stride()),
-                chunk.len(),
-            );
+        let rows = self.x.count();
+        for row in (0..rows).step_by(TILE_ROWS) {
+            match rows - row {
+                1 => self.direct_tile::<L, 1, N>(chunk.clone(), row, first, sums),
+                2 => self.direct_tile::<L, 2, N>(chunk.clone(), row, first, sums),
+                3 => self.direct_tile::<L, 3, N>(chunk.clone(), row, first, sums),
+                _ => self.direct_tile::<L, 4, N>(chunk.clone(), row, first, sums),
+            }
         }
-        for (m, acc) in acc.iter().enumerate() {
-            for (n, acc) in acc.iter().enumerate() {
-                sums[m * self.w.count() + first + n] = acc.sum();
+    }
+
+    /// Rows `row..row + M` with outputs `first..first + N`.
+    #[inline(always)]
+    fn direct_tile<L: Lanes, const M: usize, const N: usize>(
+        &self,
+        chunk: Range<usize>,
+        row: usize,
+        first: usize,
+        sums: &mut [f32],
+    ) {
+        assert!(row + M <= self.x.count() && first + N <= self.w.count());
+        let (groups, rest) = (chunk.len() / LANES, chunk.len() % LANES);
+        // SAFETY: `M` rows and the outputs `first..first + N` exist, and the chunk is inside them.
+        let acc = unsafe {
+            let w = self.w.as_ptr().add(first * self.w.stride() + chunk.start);
+            let x = self.x.as_ptr().add(row * self.x.stride() + chunk.start);
+            let start = [[L::splat(0.0); N]; M];
+            advance(start, (x, self.x.stride()), (w, self.w.stride()), groups)
+        };
+        for (m, acc) in acc.into_iter().enumerate() {
+            let x = &self.x.row(row + m)[chunk.clone()][groups * LANES..];
+            for (n, mut acc) in acc.into_iter().enumerate() {
+                if rest > 0 {
+                    let w = &self.w.row(first + n)[chunk.clone()][groups * LANES..];
+                    // SAFETY: both have `rest` elements.
+                    let w: L = unsafe { load_part(w.as_ptr(), rest) };
+                    acc = L::read(x, 0).mul_add(w, acc);
+                }
+                sums[(row + m) * self.w.count() + first + n] = acc.sum();
             }
         }
     }
@@ -202,42 +220,41 @@ impl<E: Element> Block<'_, E> {
         &self,
         chunk: Range<usize>,
         sums: &mut [f32],
-        accumulators: &mut Vec<[f32; LANES]>,
-        panel: &mut Vec<[f32; LANES]>,
+        accumulators: &mut Aligned,
+        panel: &mut Aligned,
     ) {
         let (rows, outs) = (self.x.count(), self.w.count());
         let panels = outs.div_ceil(TILE_COLS);
-        accumulators.clear();
-        accumulators.resize(panels * rows * TILE_COLS, [0.0; LANES]);
-        panel.resize(TILE_COLS * DEPTH_BLOCK / LANES, [0.0; LANES]);
+        let of_row = TILE_COLS * LANES;
+        let accumulators = accumulators.at_least(panels * rows * of_row);
+        let panel = panel.at_least(TILE_COLS * DEPTH_BLOCK);
+        accumulators.fill(0.0);
         for depth in chunk.clone().step_by(DEPTH_BLOCK) {
             let depth = depth..chunk.end.min(depth + DEPTH_BLOCK);
-            for (index, acc) in accumulators.chunks_exact_mut(rows * TILE_COLS).enumerate() {
+            for (index, acc) in accumulators.chunks_exact_mut(rows * of_row).enumerate() {
                 let first = index * TILE_COLS;
-                let outs = outs.min(first + TILE_COLS) - first;
-                for n in 0..TILE_COLS {
-                    let panel = &mut panel[n * DEPTH_BLOCK / LANES..][..DEPTH_BLOCK / LANES];
-                    if n < outs {
-                        convert::<L, E>(&self.w.row(first + n)[depth.clone()], panel);
-                    }
+                for (n, panel) in panel.chunks_exact_mut(DEPTH_BLOCK).enumerate() {
+                    // Outputs that do not exist repeat the last one.
+                    let row = self.w.row((first + n).min(outs - 1));
+                    convert::<L, E>(&row[depth.clone()], panel);
                 }
-                let w = panel.as_ptr().cast::<f32>();
-                for (tile, acc) in acc.chunks_mut(TILE_ROWS * TILE_COLS).enumerate() {
+                for (tile, acc) in acc.chunks_mut(TILE_ROWS * of_row).enumerate() {
                     let row = tile * TILE_ROWS;
                     // SAFETY: the tile's rows exist, `depth` is inside them, and the panel holds
                     // six rows of `DEPTH_BLOCK` values, of which `depth` are used.
                     unsafe {
                         let x = self.x.as_ptr().add(row * self.x.stride() + depth.start);
                         let x = (x, self.x.stride());
+                        let w = panel.as_ptr();
                         if L::WIDE {
-                            match acc.len() / TILE_COLS {
+                            match acc.len() / of_row {
                                 4 => resume::<L, 4>(acc, x, w, depth.len()),
                                 3 => resume::<L, 3>(acc, x, w, depth.len()),
                                 2 => resume::<L, 2>(acc, x, w, depth.len()),
                                 _ => resume::<L, 1>(acc, x, w, depth.len()),
                             }
                         } else {
-                            for (m, acc) in acc.chunks_exact_mut(TILE_COLS).enumerate() {
+                            for (m, acc) in acc.chunks_exact_mut(of_row).enumerate() {
                                 resume::<L, 1>(acc, (x.0.add(m * x.1), x.1), w, depth.len());
                             }
                         }
@@ -245,11 +262,11 @@ impl<E: Element> Block<'_, E> {
                 }
             }
         }
-        for (index, acc) in accumulators.chunks_exact(rows * TILE_COLS).enumerate() {
+        for (index, acc) in accumulators.chunks_exact(rows * of_row).enumerate() {
             let first = index * TILE_COLS;
-            for (row, acc) in acc.chunks_exact(TILE_COLS).enumerate() {
+            for (row, acc) in acc.chunks_exact(of_row).enumerate() {
                 let sums = &mut sums[row * outs..][first..outs.min(first + TILE_COLS)];
-                for (sum, acc) in sums.iter_mut().zip(acc) {
+                for (sum, acc) in sums.iter_mut().zip(acc.chunks_exact(LANES)) {
                     *sum = L::read(acc, 0).sum();
                 }
             }
@@ -259,8 +276,8 @@ impl<E: Element> Block<'_, E> {
 
 /// Converts weights to `f32`; the last group is filled up with zeros.
 #[inline(always)]
-fn convert<L: Lanes, E: Element>(weights: &[E], panel: &mut [[f32; LANES]]) {
-    for (weights, panel) in weights.chunks(LANES).zip(panel) {
+fn convert<L: Lanes, E: Element>(weights: &[E], panel: &mut [f32]) {
+    for (weights, panel) in weights.chunks(LANES).zip(panel.chunks_exact_mut(LANES)) {
         // SAFETY: a chunk has `len` elements, sixteen or fewer.
         let lanes: L = unsafe {
             if weights.len() == LANES {
@@ -279,69 +296,66 @@ fn convert<L: Lanes, E: Element>(weights: &[E], panel: &mut [[f32; LANES]]) {
 /// As for [`advance`], with `N = TILE_COLS` and the panel's stride.
 #[inline(always)]
 unsafe fn resume<L: Lanes, const M: usize>(
-    stored: &mut [[f32; LANES]],
+    stored: &mut [f32],
     x: (*const f32, usize),
     panel: *const f32,
     depth: usize,
 ) {
+    assert!(stored.len() == M * TILE_COLS * LANES);
     let mut acc = [[L::splat(0.0); TILE_COLS]; M];
-    for (acc, stored) in acc.iter_mut().zip(stored.chunks_exact(TILE_COLS)) {
-        for (acc, stored) in acc.iter_mut().zip(stored) {
-            *acc = L::read(stored, 0);
+    for (m, acc) in acc.iter_mut().enumerate() {
+        for (n, acc) in acc.iter_mut().enumerate() {
+            *acc = L::read(stored, (m * TILE_COLS + n) * LANES);
         }
     }
     // SAFETY: as the caller promises.
-    unsafe { advance(&mut acc, x, (panel, DEPTH_BLOCK), depth) };
-    for (acc, stored) in acc.iter().zip(stored.chunks_exact_mut(TILE_COLS)) {
-        for (acc, stored) in acc.iter().zip(stored) {
-            acc.write(stored, 0);
+    let acc = unsafe { advance(acc, x, (panel, DEPTH_BLOCK), depth / LANES) };
+    for (m, acc) in acc.iter().enumerate() {
+        for (n, acc) in acc.iter().enumerate() {
+            acc.write(stored, (m * TILE_COLS + n) * LANES);
+        }
+    }
+    let (whole, rest) = (depth / LANES * LANES, depth % LANES);
+    if rest > 0 {
+        for (m, stored) in stored.chunks_exact_mut(TILE_COLS * LANES).enumerate() {
+            // SAFETY: as the caller promises.
+            let x: L = unsafe { load_part(x.0.add(m * x.1 + whole), rest) };
+            for (n, stored) in stored.chunks_exact_mut(LANES).enumerate() {
+                // SAFETY: as above; a panel's last group is whole.
+                let w = unsafe { L::load(panel.add(n * DEPTH_BLOCK + whole)) };
+                x.mul_add(w, L::read(stored, 0)).write(stored, 0);
+            }
         }
     }
 }
 
-/// `acc[m][n] += x[m] · w[n]` lane by lane over `depth` columns. Rows are given by the first
-/// element and the stride.
+/// `acc[m][n] + x[m] · w[n]` lane by lane over `groups` of sixteen columns. Rows are given by the
+/// first element and the stride.
 ///
 /// # Safety
-/// `M` rows of `x` and `N` rows of `w` are valid for reading `depth` elements.
+/// `M` rows of `x` and `N` rows of `w` are valid for reading `groups` groups.
 #[inline(always)]
 unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
-    acc: &mut [[L; N]; M],
+    mut acc: [[L; N]; M],
     (x, x_stride): (*const f32, usize),
     (w, w_stride): (*const E, usize),
-    depth: usize,
-) {
-    // The whole groups on a copy, so that it stays in registers.
-    let mut tile = *acc;
-    let whole = depth / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
+    groups: usize,
+) -> [[L; N]; M] {
+    for group in 0..groups {
         let mut ws = [L::splat(0.0); N];
         for (n, lanes) in ws.iter_mut().enumerate() {
-            // SAFETY: row `n` has the elements `i..i + 16`.
-            *lanes = unsafe { E::load(w.add(n * w_stride + i)) };
+            // SAFETY: row `n` has the group.
+            *lanes = unsafe { E::load(w.add(n * w_stride + group * LANES)) };
         }
-        for (m, tile) in tile.iter_mut().enumerate() {
-            // SAFETY: row `m` has the elements `i..i + 16`.
-            let x: L = unsafe { L::load(x.add(m * x_stride + i)) };
-            for (lanes, w) in tile.iter_mut().zip(ws) {
-                *lanes = x.mul_add(w, *lanes);
-            }
-        }
-        i += LANES;
-    }
-    *acc = tile;
-    if whole < depth {
         for (m, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the rows have the elements `whole..depth`.
-            let x: L = unsafe { load_part(x.add(m * x_stride + whole), depth - whole) };
-            for (n, lanes) in acc.iter_mut().enumerate() {
-                // SAFETY: as above.
-                let w: L = unsafe { load_part(w.add(n * w_stride + whole), depth - whole) };
+            // SAFETY: row `m` has the group.
+            let x: L = unsafe { L::load(x.add(m * x_stride + group * LANES)) };
+            for (lanes, w) in acc.iter_mut().zip(ws) {
                 *lanes = x.mul_add(w, *lanes);
             }
         }
     }
+    acc
 }
 
 /// [`Weights`] of `f32` or `bf16` rows.

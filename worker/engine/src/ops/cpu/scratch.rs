@@ -5,17 +5,17 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use super::lanes::LANES;
+use super::aligned::Aligned;
 
 /// Working memory of [`super::product::Product`].
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Dot products of chunks, `[chunk, row, output]`.
-    pub sums: Vec<f32>,
+    pub sums: Aligned,
     /// Lanes of unfinished dot products.
-    pub accumulators: Vec<[f32; LANES]>,
+    pub accumulators: Aligned,
     /// Weights as `f32`.
-    pub panel: Vec<[f32; LANES]>,
+    pub panel: Aligned,
 }
 
 thread_local! {

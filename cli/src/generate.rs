@@ -153,6 +153,7 @@ impl Generate {
                 min_p: self.min_p,
                 guidance_scale: self.guidance_scale,
                 num_inference_steps: self.num_inference_steps,
+                priority: 0,
             };
             let job = request.validate(limits)?;
             seed = Some(job.seed);

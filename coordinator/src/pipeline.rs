@@ -5,14 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 use xomni_engine::{
     Error, Result,
     schedule::{Mode, OutputSpec},
     text::Tokenizer,
 };
 use xomni_worker::api::{
-    Backbone, DecodeEvent, DecodeSpec, Decoder, GenerateJob, Progress, TokenFrame,
+    Backbone, DecodeEvent, DecodeJob, Decoder, GenerateJob, Progress, TokenFrame,
 };
 
 use crate::request::ImageJob;
@@ -81,16 +84,17 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     pub async fn draw(&self, job: ImageJob, events: mpsc::Sender<ImageEvent>) -> Result<()> {
         let start = Instant::now();
         let generate = self.tokenise(&job)?;
-        // What the decoder is told is the text that the backbone saw, read back from its tokens.
-        let prompt = self
-            .tokenizer
-            .decode(&self.tokenizer.encode_text(&job.prompt)?, false);
         let total = generate.max_tokens;
         let mut stream = self.backbone.generate(generate).await?;
-        let mut codes: Vec<Vec<u32>> = vec![Vec::with_capacity(total); job.n];
+        let mut drawing = Vec::new();
         let mut decodes = JoinSet::new();
-        let mut drawing = job.n;
-        while drawing > 0 {
+        for decode in self.decode_jobs(&job)? {
+            let (tokens, codes) = oneshot::channel();
+            drawing.push(Some(Drawing { codes: Vec::with_capacity(total), tokens }));
+            decodes.spawn(develop(self.decoder.clone(), decode, codes, start, events.clone()));
+        }
+        let mut unfinished = drawing.len();
+        while unfinished > 0 {
             let frame = tokio::select! {
                 frame = stream.next() => frame?.ok_or_else(ended_early)?,
                 Some(decoded) = decodes.join_next() => {
@@ -100,35 +104,36 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             };
             let index = frame.output;
             let finished = frame.finished.is_some();
-            let codes = codes.get_mut(index).ok_or_else(ended_early)?;
-            self.append(codes, frame)?;
-            send(
-                &events,
-                ImageEvent::Tokens {
-                    index,
-                    done: codes.len(),
-                    total,
-                },
-            )
-            .await?;
-            if finished {
-                drawing -= 1;
-                let decode = DecodeSpec {
-                    prompt: prompt.clone(),
-                    grid: job.grid,
-                    tokens: std::mem::take(codes),
-                    seed: job.seed,
-                    image_index: index as u32,
-                    steps: job.steps,
-                };
-                let decoder = self.decoder.clone();
-                decodes.spawn(develop(decoder, decode, start.elapsed(), events.clone()));
+            let place = drawing.get_mut(index).ok_or_else(ended_early)?;
+            let picture = place.as_mut().ok_or_else(ended_early)?;
+            self.append(&mut picture.codes, frame)?;
+            let done = picture.codes.len();
+            send(&events, ImageEvent::Tokens { index, done, total }).await?;
+            if finished && let Some(Drawing { codes, tokens }) = place.take() {
+                unfinished -= 1;
+                // A decode that is gone reports why when it is joined.
+                let _ = tokens.send(codes);
             }
         }
         while let Some(decoded) = decodes.join_next().await {
             joined(decoded)?;
         }
         Ok(())
+    }
+
+    fn decode_jobs(&self, job: &ImageJob) -> Result<Vec<DecodeJob>> {
+        // What the decoder is told is the text that the backbone sees, read back from its tokens.
+        let prompt = self.tokenizer.decode(&self.tokenizer.encode_text(&job.prompt)?, false);
+        let decode = |image_index| DecodeJob {
+            request_id: job.request_id.clone(),
+            attempt: 0,
+            prompt: prompt.clone(),
+            grid: job.grid,
+            seed: job.seed,
+            image_index,
+            steps: job.steps,
+        };
+        Ok((0..job.n as u32).map(decode).collect())
     }
 
     fn tokenise(&self, job: &ImageJob) -> Result<GenerateJob> {
@@ -143,7 +148,9 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             false => None,
         };
         Ok(GenerateJob {
-            priority: 0,
+            request_id: job.request_id.clone(),
+            attempt: 0,
+            priority: job.priority,
             mode: Mode::Image,
             prompt: self.tokenizer.image_prompt(&job.prompt, job.grid)?,
             negative_prompt,
@@ -180,30 +187,34 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     }
 }
 
-/// Develops one picture and reports it.
+/// An image whose tokens are being drawn, and where they go.
+struct Drawing {
+    codes: Vec<u32>,
+    tokens: oneshot::Sender<Vec<u32>>,
+}
+
+/// Develops one picture once its codes arrive, and reports it.
 async fn develop<D: Decoder>(
     decoder: Arc<D>,
-    job: DecodeSpec,
-    drawn_after: Duration,
+    job: DecodeJob,
+    codes: oneshot::Receiver<Vec<u32>>,
+    start: Instant,
     events: mpsc::Sender<ImageEvent>,
 ) -> Result<()> {
-    let start = Instant::now();
-    let (index, codes) = (job.image_index as usize, job.tokens.clone());
-    let mut stream = decoder.decode(job).await?;
+    let index = job.image_index as usize;
+    let (tokens, forwarded) = oneshot::channel();
+    let mut stream = decoder.decode(job, forwarded).await?;
+    let codes = codes.await.map_err(|_| Error::Cancelled)?;
+    let drawn_after = start.elapsed();
+    let _ = tokens.send(codes.clone());
     loop {
         match stream.next().await?.ok_or_else(ended_early)? {
             DecodeEvent::Progress(stage) => {
                 send(&events, ImageEvent::Decoding { index, stage }).await?;
             }
             DecodeEvent::Png(png) => {
-                let decoded_in = start.elapsed();
-                let image = Image {
-                    index,
-                    png,
-                    codes,
-                    drawn_after,
-                    decoded_in,
-                };
+                let decoded_in = start.elapsed() - drawn_after;
+                let image = Image { index, png, codes, drawn_after, decoded_in };
                 return send(&events, ImageEvent::Done(image)).await;
             }
         }

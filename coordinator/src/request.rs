@@ -75,11 +75,17 @@ pub struct ImageRequest {
     pub guidance_scale: Option<f32>,
     /// Denoising steps of the decoder.
     pub num_inference_steps: Option<usize>,
+    /// Lower runs first.
+    pub priority: i32,
 }
 
 /// A request that can run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageJob {
+    /// Names the request in logs and traces: 32 hexadecimal digits.
+    pub request_id: String,
+    /// Lower runs first.
+    pub priority: i32,
     /// What to draw.
     pub prompt: String,
     /// Size in tokens.
@@ -142,10 +148,12 @@ impl ImageRequest {
         };
         sampling.validate()?;
         Ok(ImageJob {
+            request_id: format!("{:016x}{:016x}", random_number(), random_number()),
+            priority: self.priority,
             prompt: self.prompt,
             grid,
             n,
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed: self.seed.unwrap_or_else(random_number),
             sampling,
             steps: self.num_inference_steps,
         })
@@ -189,7 +197,7 @@ fn grid(size: Option<&str>, limits: &Limits) -> Result<Grid> {
     Ok(grid)
 }
 
-fn random_seed() -> u64 {
+fn random_number() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::time::SystemTime::now())
 }

@@ -2,17 +2,22 @@
 
 use std::{future::Future, time::Instant};
 
-use tokio::sync::mpsc;
-pub use xomni_engine::decode::{DecodeSpec, Progress};
+use tokio::sync::{mpsc, oneshot};
+pub use xomni_engine::decode::Progress;
 use xomni_engine::{
     Error, Result,
     sampling::SamplingParams,
     schedule::{FinishReason, Mode, OutputSpec},
+    text::Grid,
 };
 
 /// A prompt and the outputs to draw from it, validated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateJob {
+    /// Names the job in logs and traces.
+    pub request_id: String,
+    /// Counts the attempts at this job, from 0.
+    pub attempt: u32,
     /// Lower runs first.
     pub priority: i32,
     /// Image or text.
@@ -50,6 +55,25 @@ pub struct TokenFrame {
     pub log_probs: Vec<f32>,
     /// Set on the last frame of an output.
     pub finished: Option<FinishReason>,
+}
+
+/// A picture to develop, before its tokens are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeJob {
+    /// Names the job in logs and traces.
+    pub request_id: String,
+    /// Counts the attempts at this job, from 0.
+    pub attempt: u32,
+    /// The text that the picture is drawn from.
+    pub prompt: String,
+    /// Size in tokens.
+    pub grid: Grid,
+    /// Key of the initial noise.
+    pub seed: u64,
+    /// Index of the picture within its request.
+    pub image_index: u32,
+    /// Denoising steps; the checkpoint's number if `None`.
+    pub steps: Option<usize>,
 }
 
 /// What a decode stream carries; [`DecodeEvent::Png`] is the last.
@@ -94,13 +118,16 @@ pub trait Backbone: Send + Sync + 'static {
 
 /// Develops tokens into pictures.
 pub trait Decoder: Send + Sync + 'static {
-    /// Queues a job and returns the stream of its events.
+    /// Takes a job, so that its prompt can be encoded, and returns the stream of its events; the
+    /// picture is developed once its image codes arrive (row by row). Dropping their sender
+    /// cancels the job.
     ///
     /// # Errors
     /// [`Error::BadInput`] or [`Error::Capacity`].
     fn decode(
         &self,
-        job: DecodeSpec,
+        job: DecodeJob,
+        codes: oneshot::Receiver<Vec<u32>>,
     ) -> impl Future<Output = Result<JobStream<DecodeEvent>>> + Send;
 }
 

@@ -2,15 +2,15 @@
 
 use std::{ops::ControlFlow, sync::Arc, thread::JoinHandle};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use xomni_engine::{
     Error, Result,
-    decode::PictureDecoder,
+    decode::{DecodeSpec, PictureDecoder},
     ops::ImageOps,
     picture::png,
 };
 
-use crate::api::{DecodeEvent, DecodeSpec, Decoder, JobStream, worker_gone};
+use crate::api::{DecodeEvent, DecodeJob, Decoder, JobStream, worker_gone};
 
 /// Jobs that may wait.
 const QUEUE: usize = 1024;
@@ -67,10 +67,14 @@ fn run<O: ImageOps>(
 }
 
 impl Decoder for LocalDecoder {
-    async fn decode(&self, job: DecodeSpec) -> Result<JobStream<DecodeEvent>> {
+    async fn decode(
+        &self,
+        job: DecodeJob,
+        codes: oneshot::Receiver<Vec<u32>>,
+    ) -> Result<JobStream<DecodeEvent>> {
         let (events, stream) = mpsc::channel(EVENTS_IN_FLIGHT);
-        let jobs = self.jobs.as_ref().ok_or_else(|| worker_gone("decoder"))?;
-        jobs.try_send((job, events)).map_err(|refused| match refused {
+        let jobs = self.jobs.clone().ok_or_else(|| worker_gone("decoder"))?;
+        let place = jobs.try_reserve_owned().map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Capacity {
                 what: "decoder queue",
                 limit: format!("{QUEUE} pictures"),
@@ -78,7 +82,24 @@ impl Decoder for LocalDecoder {
             },
             mpsc::error::TrySendError::Closed(_) => worker_gone("decoder"),
         })?;
+        // Ends with the codes or with their sender, which the caller holds.
+        tokio::spawn(async move {
+            if let Ok(tokens) = codes.await {
+                place.send((spec(job, tokens), events));
+            }
+        });
         Ok(JobStream::new(stream))
+    }
+}
+
+fn spec(job: DecodeJob, tokens: Vec<u32>) -> DecodeSpec {
+    DecodeSpec {
+        prompt: job.prompt,
+        grid: job.grid,
+        tokens,
+        seed: job.seed,
+        image_index: job.image_index,
+        steps: job.steps,
     }
 }
 

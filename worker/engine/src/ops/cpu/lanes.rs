@@ -60,6 +60,10 @@ pub(super) trait Lanes: Real {
     /// `to` is valid for writing sixteen values.
     unsafe fn store(self, to: *mut f32);
 
+    /// Asks for the cache line at `address`, which need not be valid.
+    #[inline(always)]
+    fn prefetch(_address: *const u8) {}
+
     /// The sum of the lanes by one fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
     fn sum(self) -> f32;
 

@@ -198,7 +198,7 @@ impl<E: Element> Block<'_, E> {
             let w = self.w.as_ptr().add(first * self.w.stride() + chunk.start);
             let x = self.x.as_ptr().add(row * self.x.stride() + chunk.start);
             let start = [[L::splat(0.0); N]; M];
-            advance(start, (x, self.x.stride()), (w, self.w.stride()), groups)
+            advance::<L, E, M, N, true>(start, (x, self.x.stride()), (w, self.w.stride()), groups)
         };
         for (m, acc) in acc.into_iter().enumerate() {
             let x = &self.x.row(row + m)[chunk.clone()][groups * LANES..];
@@ -309,7 +309,9 @@ unsafe fn resume<L: Lanes, const M: usize>(
         }
     }
     // SAFETY: as the caller promises.
-    let acc = unsafe { advance(acc, x, (panel, DEPTH_BLOCK), depth / LANES) };
+    let acc = unsafe {
+        advance::<L, f32, M, TILE_COLS, false>(acc, x, (panel, DEPTH_BLOCK), depth / LANES)
+    };
     for (m, acc) in acc.iter().enumerate() {
         for (n, acc) in acc.iter().enumerate() {
             acc.write(stored, (m * TILE_COLS + n) * LANES);
@@ -330,18 +332,23 @@ unsafe fn resume<L: Lanes, const M: usize>(
 }
 
 /// `acc[m][n] + x[m] · w[n]` lane by lane over `groups` of sixteen columns. Rows are given by the
-/// first element and the stride.
+/// first element and the stride. With `STREAM`, the next `N` weight rows are fetched meanwhile.
 ///
 /// # Safety
 /// `M` rows of `x` and `N` rows of `w` are valid for reading `groups` groups.
 #[inline(always)]
-unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
+unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize, const STREAM: bool>(
     mut acc: [[L; N]; M],
     (x, x_stride): (*const f32, usize),
     (w, w_stride): (*const E, usize),
     groups: usize,
 ) -> [[L; N]; M] {
     for group in 0..groups {
+        if STREAM && group % 2 == 0 {
+            for n in 0..N {
+                L::prefetch(w.wrapping_add((N + n) * w_stride + group * LANES).cast());
+            }
+        }
         let mut ws = [L::splat(0.0); N];
         for (n, lanes) in ws.iter_mut().enumerate() {
             // SAFETY: row `n` has the group.

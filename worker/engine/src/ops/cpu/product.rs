@@ -14,13 +14,14 @@ use half::bf16;
 use super::{
     aligned::Aligned,
     dispatch::Kernel,
-    lanes::{Element, LANES, Lanes, load_part},
+    lanes::{Element, LANES, Lanes},
     matrix::Weights,
     scratch::Scratch,
     view::{Rows, RowsMut},
 };
 
-/// Rows up to which weights are read straight from where they are stored.
+/// Rows up to which weights are read straight from where they are stored; short dot products read
+/// them there for any number of rows.
 const DIRECT_ROWS: usize = 16;
 /// Rows that one block of converted weights serves.
 const ROW_BLOCK: usize = 64;
@@ -103,7 +104,7 @@ impl<E: Element> Typed<'_, E> {
                 } = &mut *scratch;
                 let sums = sums.at_least(p.chunks.len() * cells);
                 for (chunk, sums) in p.chunks.iter().zip(sums.chunks_exact_mut(cells)) {
-                    if rows <= DIRECT_ROWS {
+                    if rows <= DIRECT_ROWS || chunk.len() <= DEPTH_BLOCK {
                         block.direct::<L>(chunk.clone(), sums);
                     } else {
                         block.panels::<L>(chunk.clone(), sums, accumulators, panel);
@@ -200,16 +201,19 @@ impl<E: Element> Block<'_, E> {
             let start = [[L::splat(0.0); N]; M];
             advance::<L, E, M, N, true>(start, (x, self.x.stride()), (w, self.w.stride()), groups)
         };
+        // The last columns, if they are no whole group.
+        let rest_from = chunk.start + groups * LANES;
+        let mut ws = [L::splat(0.0); N];
+        for (n, lanes) in ws.iter_mut().enumerate() {
+            let w = &self.w.row(first + n)[rest_from..chunk.end];
+            // SAFETY: `w` has `rest` elements.
+            *lanes = unsafe { E::load_part(w.as_ptr(), rest) };
+        }
         for (m, acc) in acc.into_iter().enumerate() {
-            let x = &self.x.row(row + m)[chunk.clone()][groups * LANES..];
-            for (n, mut acc) in acc.into_iter().enumerate() {
-                if rest > 0 {
-                    let w = &self.w.row(first + n)[chunk.clone()][groups * LANES..];
-                    // SAFETY: both have `rest` elements.
-                    let w: L = unsafe { load_part(w.as_ptr(), rest) };
-                    acc = L::read(x, 0).mul_add(w, acc);
-                }
-                sums[(row + m) * self.w.count() + first + n] = acc.sum();
+            let x = L::read(&self.x.row(row + m)[rest_from..chunk.end], 0);
+            for (n, acc) in acc.into_iter().enumerate() {
+                let sum = x.mul_add(ws[n], acc).sum();
+                sums[(row + m) * self.w.count() + first + n] = sum;
             }
         }
     }
@@ -283,7 +287,7 @@ fn convert<L: Lanes, E: Element>(weights: &[E], panel: &mut [f32]) {
             if weights.len() == LANES {
                 E::load(weights.as_ptr())
             } else {
-                load_part(weights.as_ptr(), weights.len())
+                E::load_part(weights.as_ptr(), weights.len())
             }
         };
         lanes.write(panel, 0);
@@ -321,7 +325,7 @@ unsafe fn resume<L: Lanes, const M: usize>(
     if rest > 0 {
         for (m, stored) in stored.chunks_exact_mut(TILE_COLS * LANES).enumerate() {
             // SAFETY: as the caller promises.
-            let x: L = unsafe { load_part(x.0.add(m * x.1 + whole), rest) };
+            let x = unsafe { L::load_part(x.0.add(m * x.1 + whole), rest) };
             for (n, stored) in stored.chunks_exact_mut(LANES).enumerate() {
                 // SAFETY: as above; a panel's last group is whole.
                 let w = unsafe { L::load(panel.add(n * DEPTH_BLOCK + whole)) };

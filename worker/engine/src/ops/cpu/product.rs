@@ -212,8 +212,9 @@ impl<E: Element> Block<'_, E> {
         for (m, acc) in acc.into_iter().enumerate() {
             let x = L::read(&self.x.row(row + m)[rest_from..chunk.end], 0);
             for (n, acc) in acc.into_iter().enumerate() {
-                let sum = x.mul_add(ws[n], acc).sum();
-                sums[(row + m) * self.w.count() + first + n] = sum;
+                // Not even adding zeros leaves the bits of -0 alone.
+                let acc = if rest > 0 { x.mul_add(ws[n], acc) } else { acc };
+                sums[(row + m) * self.w.count() + first + n] = acc.sum();
             }
         }
     }

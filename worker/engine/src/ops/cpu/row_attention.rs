@@ -36,7 +36,7 @@ impl RowAttention<'_> {
         let dim = kv.layout.head_dim;
         let heads = self.kv_head_of.len();
         let width = (heads + 2 * kv.layout.kv_heads) * dim;
-        // A task is a row and a K/V head, so that the heads that read it find it in the cache.
+        // A task is a row and a K/V head: the heads that read it go through the splits together.
         let readers: Vec<Vec<usize>> = (0..kv.layout.kv_heads)
             .map(|kv_head| {
                 (0..heads)
@@ -61,29 +61,58 @@ impl RowAttention<'_> {
                 .iter()
                 .map(|&block| kv.block(self.layer, block, kv_head))
                 .collect();
-            for &head in &readers[kv_head] {
-                let cell = row * heads + head;
-                // SAFETY: every head of every row is written by one task, one after the other.
-                let mut out = unsafe { out.share(cell..cell + 1, 0..dim) };
-                isa.run(Head {
+            let mut heads: Vec<Head> = readers[kv_head]
+                .iter()
+                .map(|&head| Head {
                     query: &qkv[row * width + head * dim..][..dim],
                     kv,
                     blocks: &blocks,
-                    visible: first..last + 1,
-                    out: out.row(0),
-                });
+                    largest: f32::NEG_INFINITY,
+                    sum: 0.0,
+                    // SAFETY: every head of every row is in one task, once.
+                    out: unsafe {
+                        let cell = row * heads + head;
+                        out.share(cell..cell + 1, 0..dim)
+                    },
+                })
+                .collect();
+            for split in first / KV_SPLIT..=last / KV_SPLIT {
+                let start = split * KV_SPLIT;
+                let seen = first.max(start)..(last + 1).min(start + KV_SPLIT);
+                for head in &mut heads {
+                    isa.run(Split {
+                        head,
+                        start,
+                        seen: seen.clone(),
+                    });
+                }
+            }
+            for head in &mut heads {
+                let sum = head.sum;
+                head.out.row(0).iter_mut().for_each(|out| *out /= sum);
             }
         });
     }
 }
 
-/// One query head of one row.
+/// One query head of one row, over the splits so far.
 struct Head<'a> {
     query: &'a [f32],
     kv: &'a Kv,
     blocks: &'a [Place],
-    visible: Range<usize>,
-    out: &'a mut [f32],
+    /// The largest score.
+    largest: f32,
+    /// The sum of `e^(score - largest)`.
+    sum: f32,
+    /// The sum of `e^(score - largest) · value`.
+    out: RowsMut<'a>,
+}
+
+/// The positions `seen` of the split that begins at `start`.
+struct Split<'a, 'h> {
+    head: &'a mut Head<'h>,
+    start: usize,
+    seen: Range<usize>,
 }
 
 /// A cached block and which of the positions it holds.
@@ -100,38 +129,35 @@ fn by_block(
     })
 }
 
-impl Kernel for Head<'_> {
+impl Kernel for Split<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
-        let dim = self.query.len();
-        let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0);
-        self.out.fill(0.0);
-        for split in self.visible.start / KV_SPLIT..self.visible.end.div_ceil(KV_SPLIT) {
-            let start = split * KV_SPLIT;
-            let seen = self.visible.start.max(start)..self.visible.end.min(start + KV_SPLIT);
-            let mut weights = [f32::NEG_INFINITY; KV_SPLIT];
-            self.scores::<L>(seen.clone(), start, &mut weights);
-            let (top, split_sum) = exponentials::<L>(&mut weights);
-            let merged = if top > largest { top } else { largest };
-            let (old, new) = (math::exp(largest - merged), math::exp(top - merged));
-            sum = sum * old + split_sum * new;
-            let mut at = 0;
-            while at + 8 * LANES <= dim {
-                self.mix::<L, 8>(seen.clone(), start, &weights, at, (old, new));
-                at += 8 * LANES;
-            }
-            while at < dim {
-                self.mix::<L, 1>(seen.clone(), start, &weights, at, (old, new));
-                at += LANES;
-            }
-            largest = merged;
+    fn run<L: Lanes>(self) {
+        let Self { head, start, seen } = self;
+        let dim = head.query.len();
+        let mut weights = [f32::NEG_INFINITY; KV_SPLIT];
+        head.scores::<L>(seen.clone(), start, &mut weights);
+        let (top, sum) = exponentials::<L>(&mut weights);
+        if head.largest == f32::NEG_INFINITY {
+            head.out.row(0).fill(0.0);
         }
-        for at in (0..dim).step_by(LANES) {
-            L::read(self.out, at)
-                .mul(L::splat(1.0 / sum))
-                .write(self.out, at);
+        let largest = if top > head.largest {
+            top
+        } else {
+            head.largest
+        };
+        let (old, new) = (math::exp(head.largest - largest), math::exp(top - largest));
+        head.largest = largest;
+        head.sum = head.sum * old + sum * new;
+        let mut at = 0;
+        while at + 8 * LANES <= dim {
+            head.mix::<L, 8>(seen.clone(), start, &weights, at, (old, new));
+            at += 8 * LANES;
+        }
+        while at < dim {
+            head.mix::<L, 1>(seen.clone(), start, &weights, at, (old, new));
+            at += LANES;
         }
     }
 }
@@ -177,10 +203,11 @@ impl Head<'_> {
                 }
             }
         }
+        let out = self.out.row(0);
         for (n, sum) in sums.into_iter().enumerate() {
             let at = at + n * LANES;
-            let before = L::read(self.out, at).mul(L::splat(old));
-            sum.mul_add(L::splat(new), before).write(self.out, at);
+            let before = L::read(out, at).mul(L::splat(old));
+            sum.mul_add(L::splat(new), before).write(out, at);
         }
     }
 }

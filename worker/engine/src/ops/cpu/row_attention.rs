@@ -13,8 +13,10 @@ use super::{
     dispatch::{Isa, Kernel},
     kv::{Kv, Place},
     lanes::{LANES, Lanes},
-    math, threads,
-    view::RowsMut,
+    math,
+    product::Product,
+    threads,
+    view::{Rows, RowsMut},
 };
 use crate::ops::RowBatch;
 
@@ -33,7 +35,7 @@ impl RowAttention<'_> {
     /// Writes `[rows, heads·d]`.
     pub(super) fn run(&self, isa: Isa, out: &mut [f32]) {
         let Self { qkv, rows, kv, .. } = *self;
-        let dim = kv.layout.head_dim;
+        let (dim, block_size) = (kv.layout.head_dim, kv.layout.block_size);
         let heads = self.kv_head_of.len();
         let width = (heads + 2 * kv.layout.kv_heads) * dim;
         // A task is a row and a K/V head: the heads that read it go through the splits together.
@@ -57,14 +59,20 @@ impl RowAttention<'_> {
                 .window
                 .map_or(0, |window| (last + 1).saturating_sub(window));
             let table = &rows.tables[rows.tables_index[row] as usize];
-            let blocks: Vec<Place> = table[..=last / kv.layout.block_size]
+            let blocks: Vec<Place> = table[..=last / block_size]
                 .iter()
                 .map(|&block| kv.block(self.layer, block, kv_head))
                 .collect();
-            let mut heads: Vec<Head> = readers[kv_head]
+            let readers = &readers[kv_head];
+            let queries: Vec<f32> = readers
+                .iter()
+                .flat_map(|&head| &qkv[row * width + head * dim..][..dim])
+                .copied()
+                .collect();
+            let queries = Rows::new(&queries, dim, readers.len(), dim);
+            let mut heads: Vec<Head> = readers
                 .iter()
                 .map(|&head| Head {
-                    query: &qkv[row * width + head * dim..][..dim],
                     kv,
                     blocks: &blocks,
                     largest: f32::NEG_INFINITY,
@@ -76,14 +84,29 @@ impl RowAttention<'_> {
                     },
                 })
                 .collect();
+            let mut scores = vec![0.0; heads.len() * KV_SPLIT];
             for split in first / KV_SPLIT..=last / KV_SPLIT {
                 let start = split * KV_SPLIT;
                 let seen = first.max(start)..(last + 1).min(start + KV_SPLIT);
-                for head in &mut heads {
+                scores.fill(f32::NEG_INFINITY);
+                for (block, positions) in by_block(seen.clone(), block_size) {
+                    let keys = kv.keys(blocks[block], block_size);
+                    let keys = &keys[positions.start % block_size * dim..];
+                    let scores = &mut scores[positions.start - start..];
+                    isa.run(Product {
+                        x: queries,
+                        w: Rows::new(keys, dim, positions.len(), dim).into(),
+                        chunks: std::slice::from_ref(&(0..dim)),
+                        bias: None,
+                        out: RowsMut::new(scores, KV_SPLIT, readers.len(), positions.len()),
+                    });
+                }
+                for (head, scores) in heads.iter_mut().zip(scores.chunks_exact_mut(KV_SPLIT)) {
                     isa.run(Split {
                         head,
                         start,
                         seen: seen.clone(),
+                        scores,
                     });
                 }
             }
@@ -97,10 +120,9 @@ impl RowAttention<'_> {
 
 /// One query head of one row, over the splits so far.
 struct Head<'a> {
-    query: &'a [f32],
     kv: &'a Kv,
     blocks: &'a [Place],
-    /// The largest score.
+    /// The largest scaled score.
     largest: f32,
     /// The sum of `e^(score - largest)`.
     sum: f32,
@@ -113,6 +135,8 @@ struct Split<'a, 'h> {
     head: &'a mut Head<'h>,
     start: usize,
     seen: Range<usize>,
+    /// Unscaled, of all positions of the split; `-inf` for those not seen.
+    scores: &'a mut [f32],
 }
 
 /// A cached block and which of the positions it holds.
@@ -134,11 +158,14 @@ impl Kernel for Split<'_, '_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { head, start, seen } = self;
-        let dim = head.query.len();
-        let mut weights = [f32::NEG_INFINITY; KV_SPLIT];
-        head.scores::<L>(seen.clone(), start, &mut weights);
-        let (top, sum) = exponentials::<L>(&mut weights);
+        let Self {
+            head,
+            start,
+            seen,
+            scores: weights,
+        } = self;
+        let dim = head.kv.layout.head_dim;
+        let (top, sum) = exponentials::<L>(weights, 1.0 / (dim as f32).sqrt());
         if head.largest == f32::NEG_INFINITY {
             head.out.row(0).fill(0.0);
         }
@@ -152,46 +179,28 @@ impl Kernel for Split<'_, '_> {
         head.sum = head.sum * old + sum * new;
         let mut at = 0;
         while at + 8 * LANES <= dim {
-            head.mix::<L, 8>(seen.clone(), start, &weights, at, (old, new));
+            head.mix::<L, 8>(seen.clone(), start, weights, at, (old, new));
             at += 8 * LANES;
         }
         while at < dim {
-            head.mix::<L, 1>(seen.clone(), start, &weights, at, (old, new));
+            head.mix::<L, 1>(seen.clone(), start, weights, at, (old, new));
             at += LANES;
         }
     }
 }
 
 impl Head<'_> {
-    /// Scaled scores of the positions `seen`, to where they lie from `start` on.
-    #[inline(always)]
-    fn scores<L: Lanes>(&self, seen: Range<usize>, start: usize, scores: &mut [f32; KV_SPLIT]) {
-        let (dim, block_size) = (self.query.len(), self.kv.layout.block_size);
-        let scale = 1.0 / (dim as f32).sqrt();
-        for (block, positions) in by_block(seen, block_size) {
-            let keys = self.kv.keys(self.blocks[block], block_size);
-            for position in positions {
-                let key = &keys[position % block_size * dim..][..dim];
-                let mut dot = L::splat(0.0);
-                for at in (0..dim).step_by(LANES) {
-                    dot = L::read(self.query, at).mul_add(L::read(key, at), dot);
-                }
-                scores[position - start] = dot.sum() * scale;
-            }
-        }
-    }
-
     /// `out = out · old + Σ weight · value · new` for `N` groups of channels from `at` on.
     #[inline(always)]
     fn mix<L: Lanes, const N: usize>(
         &mut self,
         seen: Range<usize>,
         start: usize,
-        weights: &[f32; KV_SPLIT],
+        weights: &[f32],
         at: usize,
         (old, new): (f32, f32),
     ) {
-        let (dim, block_size) = (self.query.len(), self.kv.layout.block_size);
+        let (dim, block_size) = (self.kv.layout.head_dim, self.kv.layout.block_size);
         let mut sums = [L::splat(0.0); N];
         for (block, positions) in by_block(seen, block_size) {
             let values = self.kv.values(self.blocks[block], block_size);
@@ -212,17 +221,19 @@ impl Head<'_> {
     }
 }
 
-/// Replaces scores by `e^(score - largest)`; returns the largest score and the sum.
+/// Replaces scores by `e^(score · scale - largest)`; returns the largest scaled score and the sum.
 #[inline(always)]
-fn exponentials<L: Lanes>(scores: &mut [f32; KV_SPLIT]) -> (f32, f32) {
+fn exponentials<L: Lanes>(scores: &mut [f32], scale: f32) -> (f32, f32) {
+    let scale = L::splat(scale);
     let mut top = L::splat(f32::NEG_INFINITY);
     for at in (0..KV_SPLIT).step_by(LANES) {
-        top = L::read(scores, at).max(top);
+        top = L::read(scores, at).mul(scale).max(top);
     }
     let top = top.largest();
     let mut sum = L::splat(0.0);
     for at in (0..KV_SPLIT).step_by(LANES) {
-        let weight = math::exp_lanes(L::read(scores, at).sub(L::splat(top)));
+        let score = L::read(scores, at).mul(scale);
+        let weight = math::exp_lanes(score.sub(L::splat(top)));
         weight.write(scores, at);
         sum = sum.add(weight);
     }

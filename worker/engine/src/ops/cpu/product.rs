@@ -9,8 +9,6 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use super::{
     aligned::Aligned,
     dispatch::Kernel,
@@ -368,17 +366,4 @@ unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize, const ST
         }
     }
     acc
-}
-
-/// [`Weights`] of `f32` or `bf16` rows.
-impl<'a> From<Rows<'a, f32>> for Weights<'a> {
-    fn from(rows: Rows<'a, f32>) -> Self {
-        Self::F32(rows)
-    }
-}
-
-impl<'a> From<Rows<'a, bf16>> for Weights<'a> {
-    fn from(rows: Rows<'a, bf16>) -> Self {
-        Self::Bf16(rows)
-    }
 }

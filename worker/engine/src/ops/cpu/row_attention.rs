@@ -14,6 +14,7 @@ use super::{
     kv::{Kv, Place},
     lanes::{LANES, Lanes},
     math,
+    matrix::Weights,
     product::Product,
     threads,
     view::{Rows, RowsMut},
@@ -95,7 +96,7 @@ impl RowAttention<'_> {
                     let scores = &mut scores[positions.start - start..];
                     isa.run(Product {
                         x: queries,
-                        w: Rows::new(keys, dim, positions.len(), dim).into(),
+                        w: Weights::F32(Rows::new(keys, dim, positions.len(), dim)),
                         chunks: std::slice::from_ref(&(0..dim)),
                         bias: None,
                         out: RowsMut::new(scores, KV_SPLIT, readers.len(), positions.len()),

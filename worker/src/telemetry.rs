@@ -21,7 +21,10 @@ pub struct Telemetry {
 }
 
 /// Variables of the OpenTelemetry specification that name an OTLP endpoint.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
 
 impl Telemetry {
     /// Logs to standard error, filtered by `RUST_LOG` (`info` by default), and exports spans as
@@ -42,10 +45,15 @@ impl Telemetry {
         let traces = provider.as_ref().map(|provider| {
             // Spans are for operators whatever the log level; those of libraries are not.
             let ours = EnvFilter::new("off,xomni=info,xomni_worker=info,xomni_coordinator=info");
-            tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(ours)
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer(service))
+                .with_filter(ours)
         });
         // A second start, as by two services in one test process, keeps the first.
-        let _ = tracing_subscriber::registry().with(logs).with(traces).try_init();
+        let _ = tracing_subscriber::registry()
+            .with(logs)
+            .with(traces)
+            .try_init();
         Self { provider }
     }
 }
@@ -95,7 +103,9 @@ pub fn adopt(span: &Span, metadata: &MetadataMap) {
 pub fn trace_id(span: &Span) -> Option<String> {
     let context = span.context();
     let span_context = context.span().span_context().clone();
-    span_context.is_valid().then(|| span_context.trace_id().to_string())
+    span_context
+        .is_valid()
+        .then(|| span_context.trace_id().to_string())
 }
 
 struct Outgoing<'a>(&'a mut MetadataMap);
@@ -133,7 +143,9 @@ mod tests {
     #[test]
     fn a_trace_crosses_metadata() {
         let exporter = InMemorySpanExporter::default();
-        let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exporter.clone())
+            .build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let mut metadata = MetadataMap::new();
@@ -146,7 +158,9 @@ mod tests {
             assert_eq!(trace_id(&served).map(|id| id.len()), Some(32));
         });
         let spans = exporter.get_finished_spans().expect("exported");
-        let [served, caller] = &spans[..] else { panic!("{spans:?}") };
+        let [served, caller] = &spans[..] else {
+            panic!("{spans:?}")
+        };
         assert_eq!(served.parent_span_id, caller.span_context.span_id());
     }
 

@@ -21,6 +21,7 @@ pub const ROOMY: SchedulerConfig = SchedulerConfig {
     blocks: 2048,
     block_size: 16,
     max_positions: 8192,
+    vocabulary: usize::MAX,
 };
 
 /// A fixture's configuration and tokenizer.
@@ -137,7 +138,7 @@ pub fn run_arrivals(
             {
                 let output = outputs.entry((request, output)).or_default();
                 output.tokens.push(token);
-                output.log_probs.push(log_prob);
+                output.log_probs.extend(log_prob);
                 output
                     .logits
                     .push(logits.next().expect("logits of every draw"));
@@ -163,5 +164,6 @@ pub fn greedy_image(id: RequestId, prompt: Vec<u32>, max_tokens: usize) -> Reque
         max_tokens,
         stop_ids: vec![],
         deadline: None,
+        log_probs: true,
     }
 }

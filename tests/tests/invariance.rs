@@ -153,6 +153,7 @@ fn request(id: u64, wish: &Wish, config: &BackboneConfig) -> Request {
         max_tokens: wish.tokens,
         stop_ids: vec![],
         deadline: None,
+        log_probs: true,
     }
 }
 
@@ -187,6 +188,7 @@ proptest! {
             blocks: 400usize.div_ceil(block_size) + 40,
             block_size,
             max_positions: 64,
+            vocabulary: usize::MAX,
         };
         let mut arrivals = vec![];
         let mut alone = Outputs::new();

@@ -95,8 +95,10 @@ fn golden_03_sampling_frequencies() {
                 seed: 2026,
                 image_index: 3,
                 n,
+                log_prob: false,
             };
-            counts[draw(scores, None, &at).index as usize] += 1;
+            let drawn = draw(scores, None, &at).unwrap();
+            counts[drawn.index as usize] += 1;
         }
         let outside = (0..).zip(&counts).filter(|(id, _)| !kept_ids.contains(id));
         assert!(outside.into_iter().all(|(_, &count)| count == 0), "{name}");

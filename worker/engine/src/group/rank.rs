@@ -7,7 +7,7 @@ use crate::{
     model::backbone::Backbone,
     ops::{RowBatch, RowDraw, TransformerOps},
     sampling::{Draw, Drawn},
-    schedule::{Admission, Mode, Sample, Slot, Step, TokenSource},
+    schedule::{Admission, Mode, Slot, Step, TokenSource},
 };
 
 /// What a step drew.
@@ -15,8 +15,8 @@ use crate::{
 pub struct StepOutput {
     /// The step.
     pub step: u64,
-    /// Token id and draw of each sample, in order.
-    pub drawn: Vec<(u32, Drawn)>,
+    /// Token id and draw of each sample, in order; `None` where the scores were not finite.
+    pub drawn: Vec<Option<(u32, Drawn)>>,
     /// The raw logits of each sample's rows, conditional first, if they were asked for.
     pub logits: Vec<Vec<Vec<f32>>>,
 }
@@ -73,16 +73,7 @@ impl<O: TransformerOps> Rank<O> {
             step: step.id,
             ..StepOutput::default()
         };
-        output.drawn.resize(
-            step.samples.len(),
-            (
-                0,
-                Drawn {
-                    index: 0,
-                    log_prob: 0.0,
-                },
-            ),
-        );
+        output.drawn.resize(step.samples.len(), None);
         output.logits.resize(
             if self.keep_logits {
                 step.samples.len()
@@ -156,6 +147,7 @@ impl<O: TransformerOps> Rank<O> {
                 seed: setup.seed,
                 image_index: setup.image_index,
                 n: sample.n,
+                log_prob: setup.log_prob,
             };
             let suppressed = match mode {
                 Mode::Image => &[],
@@ -181,7 +173,7 @@ impl<O: TransformerOps> Rank<O> {
             .ops()
             .sample(&logits, vocabulary.len(), &draws)?;
         for (&place, drawn) in places.iter().zip(drawn) {
-            output.drawn[place] = (vocabulary.start + drawn.index, drawn);
+            output.drawn[place] = drawn.map(|drawn| (vocabulary.start + drawn.index, drawn));
         }
         if self.keep_logits {
             let all = self
@@ -198,17 +190,13 @@ impl<O: TransformerOps> Rank<O> {
     }
 
     fn remember(&mut self, step: &Step, output: &StepOutput) {
-        for (
-            Sample {
-                row, uncond_row, ..
-            },
-            (token, _),
-        ) in step.samples.iter().zip(&output.drawn)
-        {
-            for row in [Some(*row), *uncond_row].into_iter().flatten() {
+        for (sample, drawn) in step.samples.iter().zip(&output.drawn) {
+            // A step planned ahead may still run rows of a sequence that came to nothing.
+            let token = drawn.map_or(0, |(token, _)| token);
+            for row in [Some(sample.row), sample.uncond_row].into_iter().flatten() {
                 let slot = step.rows[row as usize].slot;
                 if let Some(sequence) = self.sequences.get_mut(&slot) {
-                    sequence.last_token = Some(*token);
+                    sequence.last_token = Some(token);
                 }
             }
         }

@@ -88,21 +88,27 @@ impl ThreadGroup {
     /// Runs one step on all ranks.
     ///
     /// # Errors
-    /// [`Error::GroupLost`] if a rank fails, or if ranks draw different tokens; the group is of no
-    /// use then.
+    /// What a rank fails with, rather than that the others waited for it; [`Error::GroupLost`] if
+    /// ranks end or draw different tokens. The group is of no use then.
     pub fn run(&mut self, step: Arc<Step>) -> Result<StepOutput> {
         let lost = |rank: usize| Error::GroupLost(format!("rank {rank} has ended"));
         for (index, rank) in self.ranks.iter().enumerate() {
             let sent = rank.steps.as_ref().map(|steps| steps.send(step.clone()));
             sent.and_then(|sent| sent.ok()).ok_or_else(|| lost(index))?;
         }
-        let outputs = self.ranks.iter().enumerate().map(|(index, rank)| {
-            rank.outputs
-                .recv()
-                .map_err(|_| lost(index))
-                .and_then(|output| output)
-        });
-        let mut outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let (mut outputs, mut cause, mut waited) = (Vec::new(), None, None);
+        for (index, rank) in self.ranks.iter().enumerate() {
+            match rank.outputs.recv() {
+                Ok(Ok(output)) => outputs.push(output),
+                // The others fail at an exchange with the rank that failed first.
+                Ok(Err(error @ Error::GroupLost(_))) => drop(waited.get_or_insert(error)),
+                Ok(Err(error)) => drop(cause.get_or_insert(error)),
+                Err(_) => drop(cause.get_or_insert_with(|| lost(index))),
+            }
+        }
+        if let Some(error) = cause.or(waited) {
+            return Err(error);
+        }
         let leader = outputs.swap_remove(0);
         if outputs.iter().any(|other| other.drawn != leader.drawn) {
             return Err(Error::GroupLost("ranks drew different tokens".into()));

@@ -163,13 +163,14 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Draws one token for each entry of `draws` from `logits` `[rows, vocab]`.
+    /// Draws one token for each entry of `draws` from `logits` `[rows, vocab]`; `None` where the
+    /// scores are not finite.
     fn sample(
         &self,
         logits: &Self::Buffer,
         vocab: usize,
         draws: &[RowDraw<'_>],
-    ) -> Result<Vec<Drawn>>;
+    ) -> Result<Vec<Option<Drawn>>>;
 
     /// Keys and values of one block of one layer, each `[kv_heads, block_size, head_dim]`.
     fn read_kv(&self, kv: &Self::Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)>;

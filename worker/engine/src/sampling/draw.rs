@@ -17,6 +17,8 @@ pub struct Draw {
     pub image_index: u32,
     /// Number of tokens drawn before this one.
     pub n: u32,
+    /// Whether [`Drawn::log_prob`] is wanted.
+    pub log_prob: bool,
 }
 
 /// The outcome of a draw.
@@ -25,8 +27,8 @@ pub struct Drawn {
     /// Index into the score vector.
     pub index: u32,
     /// Natural log-probability of the token before temperature and filters (after guidance, where
-    /// that is on).
-    pub log_prob: f32,
+    /// that is on), if it was wanted.
+    pub log_prob: Option<f32>,
 }
 
 /// Draws from `cond` (logits, `-inf` where impossible), guided away from `uncond` where given:
@@ -34,9 +36,14 @@ pub struct Drawn {
 ///
 /// Guidance works on log-probabilities: `g (log p_c - log p_u) + log p_u` (transformers
 /// `UnbatchedClassifierFreeGuidanceLogitsProcessor`).
-pub fn draw(cond: &[f32], uncond: Option<&[f32]>, draw: &Draw) -> Drawn {
+///
+/// `None` if a score is `inf` or NaN, or if every token is impossible.
+pub fn draw(cond: &[f32], uncond: Option<&[f32]>, draw: &Draw) -> Option<Drawn> {
     let guided = uncond.map(|uncond| guide(cond, uncond, draw.params.guidance_scale));
     let scores = guided.as_deref().unwrap_or(cond);
+    if !drawable(scores) {
+        return None;
+    }
     let index = if draw.params.temperature == 0.0 {
         argmax(scores.iter().copied())
     } else {
@@ -48,13 +55,19 @@ pub fn draw(cond: &[f32], uncond: Option<&[f32]>, draw: &Draw) -> Drawn {
             .map(|(&index, log_prob)| {
                 log_prob + gumbel(draw.seed, draw.image_index, draw.n, index)
             });
-        kept.indices[argmax(noisy)] as usize
+        *kept.indices.get(argmax(noisy))? as usize
     };
-    let log_prob = scores[index] - log_sum_exp(scores.iter().copied());
-    Drawn {
+    let log_prob = || scores[index] - log_sum_exp(scores.iter().copied());
+    Some(Drawn {
         index: index as u32,
-        log_prob,
-    }
+        log_prob: draw.log_prob.then(log_prob),
+    })
+}
+
+/// Whether some score is finite and none is `inf` or NaN.
+fn drawable(scores: &[f32]) -> bool {
+    let spoilt = |score: &f32| score.is_nan() || *score == f32::INFINITY;
+    !scores.iter().any(spoilt) && scores.iter().any(|score| score.is_finite())
 }
 
 /// Guided scores of two logit vectors.
@@ -94,13 +107,50 @@ mod tests {
             seed: 11,
             image_index: 0,
             n,
+            log_prob: true,
         }
     }
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
         let drawn = draw(&[0.0, 2.0, 2.0], None, &at(0, SamplingParams::GREEDY));
-        assert_eq!(drawn.index, 1);
+        assert_eq!(drawn.map(|drawn| drawn.index), Some(1));
+    }
+
+    #[test]
+    fn scores_that_are_not_finite_draw_nothing() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let warm = SamplingParams {
+            temperature: 1.0,
+            top_k: 2,
+            top_p: 0.9,
+            min_p: 0.1,
+            ..SamplingParams::GREEDY
+        };
+        let finite = [0.0, 1.0, 2.0];
+        for params in [SamplingParams::GREEDY, warm] {
+            for spoilt in [[nan; 3], [0.0, nan, 1.0], [0.0, inf, 1.0], [-inf; 3]] {
+                assert_eq!(draw(&spoilt, None, &at(0, params)), None, "{spoilt:?}");
+                let guided = SamplingParams {
+                    guidance_scale: 3.0,
+                    ..params
+                };
+                let (cond, uncond) = (&spoilt[..], &finite[..]);
+                assert_eq!(draw(cond, Some(uncond), &at(0, guided)), None);
+                assert_eq!(draw(uncond, Some(cond), &at(0, guided)), None);
+            }
+            assert!(draw(&[-inf, 1.0, -inf], None, &at(0, params)).is_some());
+        }
+    }
+
+    #[test]
+    fn log_prob_is_computed_on_request() {
+        let quiet = Draw {
+            log_prob: false,
+            ..at(0, SamplingParams::GREEDY)
+        };
+        let drawn = draw(&[0.0, 1.0], None, &quiet).expect("finite");
+        assert_eq!((drawn.index, drawn.log_prob), (1, None));
     }
 
     #[test]
@@ -110,9 +160,9 @@ mod tests {
             top_k: 1,
             ..SamplingParams::GREEDY
         };
-        let drawn = draw(&[0.0, libm::logf(3.0)], None, &at(0, params));
+        let drawn = draw(&[0.0, libm::logf(3.0)], None, &at(0, params)).expect("finite");
         assert_eq!(drawn.index, 1);
-        assert!((drawn.log_prob - libm::logf(0.75)).abs() < 1e-6);
+        assert!((drawn.log_prob.expect("wanted") - libm::logf(0.75)).abs() < 1e-6);
     }
 
     #[test]
@@ -126,7 +176,8 @@ mod tests {
         let mut counts = [0f64; 4];
         const DRAWS: u32 = 20_000;
         for n in 0..DRAWS {
-            counts[draw(&logits, None, &at(n, params)).index as usize] += 1.0;
+            let drawn = draw(&logits, None, &at(n, params)).expect("finite");
+            counts[drawn.index as usize] += 1.0;
         }
         let chi_square: f64 = counts
             .iter()

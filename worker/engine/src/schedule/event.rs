@@ -18,6 +18,13 @@ pub enum AbortReason {
     Cancelled,
     /// Its deadline passed.
     Deadline,
+    /// The model's scores of a token were infinite or not numbers.
+    NotFinite {
+        /// Index of the output in the request.
+        output: usize,
+        /// Number of tokens before this one.
+        n: u32,
+    },
 }
 
 /// One thing that happened to a request, in order.
@@ -33,8 +40,8 @@ pub enum Event {
         n: u32,
         /// The token id.
         token: u32,
-        /// Its natural log-probability.
-        log_prob: f32,
+        /// Its natural log-probability, if the request wants it.
+        log_prob: Option<f32>,
     },
     /// An output is complete. Its last token, a stop token included, was reported before.
     Finished {

@@ -50,4 +50,6 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// Whether tokens come with their log-probabilities.
+    pub log_probs: bool,
 }

@@ -1,6 +1,10 @@
 //! A request that holds its slots and blocks.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 use super::{
     pool::{Lease, Pool},
@@ -60,18 +64,22 @@ impl Output {
     }
 }
 
-/// An admitted request.
+/// A request of which at least one output was admitted.
 #[derive(Debug)]
 pub(super) struct Running {
     pub request: Request,
-    /// Outputs by index; `None` once finished.
+    /// Outputs by index; `None` while they wait and once finished.
     outputs: Vec<Option<Output>>,
-    /// Prompt positions whose blocks all outputs share, and how many of them are planned.
+    /// Outputs that wait for room, in order.
+    waiting: VecDeque<usize>,
+    /// Prompt positions whose blocks running outputs share, and how many of them are planned.
     shared: usize,
     shared_fed: usize,
+    /// Held by the streams only: a request of which nothing runs holds nothing.
+    shared_blocks: Weak<Lease>,
 }
 
-/// Blocks and slots that a request needs.
+/// Blocks and slots that one output of a request needs, shared blocks included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Needs {
     pub blocks: usize,
@@ -82,7 +90,29 @@ fn blocks_for(positions: usize, block_size: usize) -> usize {
     positions.div_ceil(block_size)
 }
 
-/// Prompt positions whose full blocks are shared; the last prompt position is never among them,
+impl Needs {
+    /// The needs of any output of `request`, whose lengths are checked.
+    pub fn of_output(request: &Request, block_size: usize) -> Self {
+        let stream = |prompt: &[u32]| blocks_for(prompt.len() + request.max_tokens, block_size);
+        let negative = request.negative_prompt.as_deref();
+        Self {
+            blocks: stream(&request.prompt) + negative.map_or(0, stream),
+            slots: 1 + usize::from(negative.is_some()),
+        }
+    }
+
+    pub fn available(self, blocks: &Pool, slots: &Pool) -> bool {
+        self.blocks <= blocks.available() && self.slots <= slots.available()
+    }
+}
+
+/// Positions of one output, were nothing shared.
+pub(super) fn output_rows(request: &Request) -> usize {
+    let stream = |prompt: &[u32]| prompt.len() + request.max_tokens - 1;
+    stream(&request.prompt) + request.negative_prompt.as_deref().map_or(0, stream)
+}
+
+/// Prompt positions whose full blocks outputs share; the last prompt position is never among them,
 /// since every output draws its first token from a row of its own there.
 fn shared_positions(request: &Request, block_size: usize) -> usize {
     let live = request
@@ -97,101 +127,98 @@ fn shared_positions(request: &Request, block_size: usize) -> usize {
     }
 }
 
-/// Outputs that still have something to draw, by index.
-fn live_outputs(request: &Request) -> impl Iterator<Item = usize> + '_ {
-    let unfinished = |&index: &usize| request.outputs[index].forced.len() < request.max_tokens;
-    (0..request.outputs.len()).filter(unfinished)
-}
-
-impl Needs {
-    pub fn of(request: &Request, block_size: usize) -> Self {
-        let shared = shared_positions(request, block_size);
-        let live = live_outputs(request).count();
-        let cond = blocks_for(
-            request.prompt.len() + request.max_tokens - shared,
-            block_size,
-        );
-        let uncond = request.negative_prompt.as_ref().map_or(0, |prompt| {
-            blocks_for(prompt.len() + request.max_tokens, block_size)
-        });
-        let streams = 1 + usize::from(request.negative_prompt.is_some());
+impl Running {
+    /// A request none of whose outputs is admitted yet.
+    pub fn new(request: Request, block_size: usize) -> Self {
+        let unfinished = |&index: &usize| request.outputs[index].forced.len() < request.max_tokens;
         Self {
-            blocks: shared / block_size + live * (cond + uncond),
-            slots: live * streams,
+            waiting: (0..request.outputs.len()).filter(unfinished).collect(),
+            outputs: request.outputs.iter().map(|_| None).collect(),
+            shared: shared_positions(&request, block_size),
+            shared_fed: 0,
+            shared_blocks: Weak::new(),
+            request,
         }
     }
-}
 
-impl Running {
-    /// Reserves everything the request will ever need, or nothing.
-    pub fn admit(
-        request: &Request,
+    /// Admits waiting outputs in order while there is room for everything that the next one will
+    /// ever need. Outputs that run at the same time share the blocks of the prompt.
+    pub fn admit(&mut self, blocks: &Pool, slots: &Pool, block_size: usize, step: &mut Step) {
+        while let Some(&index) = self.waiting.front() {
+            let Some(output) = self.reserve(index, blocks, slots, block_size, step) else {
+                return;
+            };
+            self.outputs[index] = Some(output);
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Whether outputs wait for room.
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Reserves everything that output `index` will ever need, or nothing.
+    fn reserve(
+        &mut self,
+        index: usize,
         blocks: &Pool,
         slots: &Pool,
         block_size: usize,
         step: &mut Step,
-    ) -> Option<Self> {
-        let shared = shared_positions(request, block_size);
-        let shared_blocks = match shared {
-            0 => None,
-            _ => Some(Arc::new(blocks.reserve(shared / block_size)?)),
-        };
-        let mut admissions = Vec::new();
-        let mut outputs: Vec<Option<Output>> = request.outputs.iter().map(|_| None).collect();
-        for index in live_outputs(request) {
-            let spec = &request.outputs[index];
-            let mut stream = |prompt: &[u32], shared: Option<&Arc<Lease>>, draw| {
-                let first = shared.map_or(0, |lease| lease.ids().len());
-                let total = blocks_for(prompt.len() + request.max_tokens, block_size);
-                let own = blocks.reserve(total - first)?;
-                let slot = slots.reserve(1)?;
-                let table = shared
-                    .iter()
-                    .flat_map(|l| l.ids())
-                    .chain(own.ids())
-                    .copied()
-                    .collect();
-                let slot_id = slot.ids()[0];
-                admissions.push(Admission {
-                    slot: slot_id,
-                    table,
-                    mode: request.mode,
-                    draw,
-                });
-                Some(Stream {
-                    slot,
-                    _shared_blocks: shared.cloned(),
-                    _blocks: own,
-                    known: prompt.iter().chain(&spec.forced).copied().collect(),
-                    rows: prompt.len() + request.max_tokens - 1,
-                    fed: first * block_size,
-                })
-            };
-            let setup = DrawSetup {
-                params: request.sampling,
-                seed: request.seed,
-                image_index: spec.image_index,
-            };
-            let mut streams = vec![stream(
-                &request.prompt,
-                shared_blocks.as_ref(),
-                Some(setup),
-            )?];
-            if let Some(prompt) = &request.negative_prompt {
-                streams.push(stream(prompt, None, None)?);
-            }
-            outputs[index] = Some(Output {
-                streams,
-                drawn: spec.forced.len(),
-                drawn_in: None,
-            });
+    ) -> Option<Output> {
+        let request = &self.request;
+        let shared_blocks = self.shared_blocks.upgrade();
+        let mut needs = Needs::of_output(request, block_size);
+        needs.blocks -= shared_blocks.as_ref().map_or(0, |lease| lease.ids().len());
+        if !needs.available(blocks, slots) {
+            return None;
         }
-        step.admissions.append(&mut admissions);
-        Some(Self {
-            request: request.clone(),
-            outputs,
-            shared,
-            shared_fed: 0,
+        let shared_blocks = match (shared_blocks, self.shared) {
+            (None, 0) => None,
+            (Some(lease), _) => Some(lease),
+            (None, shared) => {
+                let lease = Arc::new(blocks.reserve(shared / block_size)?);
+                self.shared_blocks = Arc::downgrade(&lease);
+                self.shared_fed = 0;
+                Some(lease)
+            }
+        };
+        let spec = &request.outputs[index];
+        let mut stream = |prompt: &[u32], shared: Option<Arc<Lease>>, draw| {
+            let shared_ids = shared.as_ref().map_or(&[][..], |lease| lease.ids());
+            let total = blocks_for(prompt.len() + request.max_tokens, block_size);
+            let own = blocks.reserve(total - shared_ids.len())?;
+            let slot = slots.reserve(1)?;
+            step.admissions.push(Admission {
+                slot: slot.ids()[0],
+                table: shared_ids.iter().chain(own.ids()).copied().collect(),
+                mode: request.mode,
+                draw,
+            });
+            Some(Stream {
+                slot,
+                known: prompt.iter().chain(&spec.forced).copied().collect(),
+                rows: prompt.len() + request.max_tokens - 1,
+                fed: shared_ids.len() * block_size,
+                _shared_blocks: shared,
+                _blocks: own,
+            })
+        };
+        let setup = DrawSetup {
+            params: request.sampling,
+            seed: request.seed,
+            image_index: spec.image_index,
+            log_prob: request.log_probs,
+        };
+        let mut streams = vec![stream(&request.prompt, shared_blocks, Some(setup))?];
+        if let Some(prompt) = &request.negative_prompt {
+            streams.push(stream(prompt, None, None)?);
+        }
+        Some(Output {
+            streams,
+            drawn: spec.forced.len(),
+            drawn_in: None,
         })
     }
 
@@ -232,8 +259,8 @@ impl Running {
             let first = self.outputs.iter_mut().flatten().next();
             if let Some(stream) = first.and_then(|output| output.streams.first_mut()) {
                 stream.push_rows(self.shared_fed..self.shared_fed + count, step);
+                self.shared_fed += count;
             }
-            self.shared_fed += count;
         }
         for output in self.outputs.iter_mut().flatten() {
             for stream in &mut output.streams {
@@ -259,7 +286,7 @@ impl Running {
 
     /// Whether every output has ended.
     pub fn done(&self) -> bool {
-        self.outputs.iter().all(Option::is_none)
+        self.waiting.is_empty() && self.outputs.iter().all(Option::is_none)
     }
 
     /// Rows that are still to be planned.
@@ -270,6 +297,10 @@ impl Running {
             .flatten()
             .flat_map(|output| &output.streams);
         let own: usize = streams.map(|stream| stream.rows - stream.fed).sum();
-        self.shared - self.shared_fed + own
+        let shared = match self.shared_blocks.strong_count() {
+            0 => 0,
+            _ => self.shared - self.shared_fed,
+        };
+        shared + own + self.waiting.len() * output_rows(&self.request)
     }
 }

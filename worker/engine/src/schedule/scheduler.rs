@@ -8,8 +8,8 @@ use std::{
 use super::{
     event::{AbortReason, Event, FinishReason},
     pool::Pool,
-    request::{Mode, Request, RequestId},
-    running::{Needs, Running},
+    request::{Mode, OutputSpec, Request, RequestId},
+    running::{Needs, Running, output_rows},
     step::Step,
 };
 use crate::{Error, Result, sampling::Drawn};
@@ -29,6 +29,87 @@ pub struct SchedulerConfig {
     pub block_size: usize,
     /// Longest sequence.
     pub max_positions: usize,
+    /// Token ids are below it.
+    pub vocabulary: usize,
+}
+
+impl SchedulerConfig {
+    /// Refuses a request that no scheduler of these limits can ever run.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] naming the field, its limit and the value.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        request.sampling.validate()?;
+        if request.prompt.is_empty() || request.max_tokens == 0 {
+            return Err(Error::bad_input("prompt", "must not be empty", ""));
+        }
+        if request.outputs.is_empty() {
+            return Err(Error::bad_input("n", "must be at least 1", 0));
+        }
+        if request.sampling.guided() != request.negative_prompt.is_some() {
+            let limit = "needs an unconditional prompt exactly if it is not 1";
+            let value = request.sampling.guidance_scale;
+            return Err(Error::bad_input("guidance_scale", limit, value));
+        }
+        let negative = request.negative_prompt.as_deref().unwrap_or_default();
+        let positions = request.prompt.len().max(negative.len());
+        let positions = positions.saturating_add(request.max_tokens);
+        let limit = self.max_positions;
+        if positions > limit {
+            let limit = format!("prompt and output must be at most {limit} tokens together");
+            let value = format!("{positions} tokens");
+            return Err(Error::bad_input("prompt", limit, value));
+        }
+        for spec in &request.outputs {
+            if spec.forced.len() > request.max_tokens {
+                let limit = format!("must be at most {} tokens", request.max_tokens);
+                return Err(Error::bad_input("forced prefix", limit, spec.forced.len()));
+            }
+            self.check_ids("forced prefix", &spec.forced)?;
+        }
+        self.check_ids("prompt", &request.prompt)?;
+        self.check_ids("negative prompt", negative)?;
+        self.check_needs(request)
+    }
+
+    fn check_ids(&self, field: &'static str, ids: &[u32]) -> Result<()> {
+        let vocabulary = self.vocabulary;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => {
+                let limit = format!("token ids must be below {vocabulary}");
+                Err(Error::bad_input(field, limit, id))
+            }
+        }
+    }
+
+    /// Refuses a request of which not even one output at a time fits.
+    fn check_needs(&self, request: &Request) -> Result<()> {
+        let needs = Needs::of_output(request, self.block_size);
+        if needs.slots > self.max_sequences {
+            let limit = format!("must need at most {} sequences", self.max_sequences);
+            let value = format!("{} sequences", needs.slots);
+            return Err(Error::bad_input("guidance_scale", limit, value));
+        }
+        if needs.blocks > self.blocks {
+            let field = match request.mode {
+                Mode::Image => "size",
+                Mode::Text => "prompt",
+            };
+            let size = self.block_size;
+            let limit = format!(
+                "the K/V memory has {} blocks of {size} positions",
+                self.blocks
+            );
+            let value = format!(
+                "{} blocks for one output of {} positions",
+                needs.blocks,
+                request.prompt.len() + request.max_tokens
+            );
+            return Err(Error::bad_input(field, limit, value));
+        }
+        Ok(())
+    }
 }
 
 /// A token that a step in flight will draw.
@@ -85,7 +166,7 @@ impl Scheduler {
     /// [`Error::BadInput`] if it can never run, [`Error::Capacity`] if the queue is full; nothing
     /// is kept then.
     pub fn submit(&mut self, request: Request) -> Result<()> {
-        self.check(&request)?;
+        self.config.check(&request)?;
         if self.queue.len() >= self.config.max_queue {
             return Err(Error::Capacity {
                 what: "queue",
@@ -96,61 +177,6 @@ impl Scheduler {
         self.arrivals += 1;
         self.queue
             .insert((request.priority, self.arrivals), request);
-        Ok(())
-    }
-
-    fn check(&self, request: &Request) -> Result<()> {
-        request.sampling.validate()?;
-        let positions = request
-            .prompt
-            .len()
-            .max(request.negative_prompt.as_ref().map_or(0, Vec::len))
-            + request.max_tokens;
-        let limit = self.config.max_positions;
-        if request.prompt.is_empty() || request.max_tokens == 0 {
-            return Err(Error::bad_input("prompt", "must not be empty", ""));
-        }
-        if positions > limit {
-            let limit = format!("prompt and output must be at most {limit} tokens together");
-            return Err(Error::bad_input(
-                "prompt",
-                limit,
-                format!("{positions} tokens"),
-            ));
-        }
-        if request.outputs.is_empty() {
-            return Err(Error::bad_input("n", "must be at least 1", 0));
-        }
-        if request.sampling.guided() != request.negative_prompt.is_some() {
-            let limit = "needs an unconditional prompt exactly if it is not 1";
-            let value = request.sampling.guidance_scale;
-            return Err(Error::bad_input("guidance_scale", limit, value));
-        }
-        if let Some(long) = request
-            .outputs
-            .iter()
-            .find(|o| o.forced.len() > request.max_tokens)
-        {
-            let limit = format!("must be at most {} tokens", request.max_tokens);
-            return Err(Error::bad_input("forced prefix", limit, long.forced.len()));
-        }
-        let needs = Needs::of(request, self.config.block_size);
-        if needs.slots > self.config.max_sequences {
-            let limit = format!("must need at most {} sequences", self.config.max_sequences);
-            return Err(Error::bad_input(
-                "n",
-                limit,
-                format!("{} sequences", needs.slots),
-            ));
-        }
-        if needs.blocks > self.config.blocks {
-            let limit = format!("must need at most {} K/V blocks", self.config.blocks);
-            return Err(Error::bad_input(
-                "n",
-                limit,
-                format!("{} blocks", needs.blocks),
-            ));
-        }
         Ok(())
     }
 
@@ -218,38 +244,62 @@ impl Scheduler {
         Some(step)
     }
 
-    /// Starts waiting requests in order while the first of them fits.
+    /// Starts waiting outputs in order of priority and arrival while the next of them fits: those
+    /// of requests that run in part, and those of requests in the queue.
     fn admit(&mut self, step: &mut Step) {
-        while let Some(entry) = self.queue.first_entry() {
-            let block_size = self.config.block_size;
-            let Some(mut running) =
-                Running::admit(entry.get(), &self.blocks, &self.slots, block_size, step)
-            else {
+        let block_size = self.config.block_size;
+        loop {
+            let in_part = self.running.iter().find(|(_, running)| running.waits());
+            let in_part = in_part.map(|(&key, _)| key);
+            let queued = self.queue.first_key_value().map(|(&key, _)| key);
+            let Some(next) = in_part.into_iter().chain(queued).min() else {
                 return;
             };
-            let (key, request) = entry.remove_entry();
-            for (output, spec) in request.outputs.iter().enumerate() {
-                if spec.forced.len() == request.max_tokens {
-                    let reason = FinishReason::Length;
-                    self.events.push(Event::Finished {
-                        request: request.id,
-                        output,
-                        reason,
-                    });
-                    running.finish(output);
+            if Some(next) == queued {
+                let Some(entry) = self.queue.first_entry() else {
+                    return;
+                };
+                let needs = Needs::of_output(entry.get(), block_size);
+                let fits = needs.available(&self.blocks, &self.slots);
+                if !fits && !is_drawn(entry.get()) {
+                    return;
                 }
+                let running = Running::new(entry.remove(), block_size);
+                self.finish_forced(&running.request);
+                if !running.waits() {
+                    continue;
+                }
+                self.running.insert(next, running);
             }
-            if !running.done() {
-                self.running.insert(key, running);
+            let Some(running) = self.running.get_mut(&next) else {
+                return;
+            };
+            running.admit(&self.blocks, &self.slots, block_size, step);
+            if running.waits() {
+                return;
             }
         }
     }
 
-    /// Takes the tokens of the oldest step in flight, one for each of its samples, in order.
+    /// Ends the outputs whose tokens were all known.
+    fn finish_forced(&mut self, request: &Request) {
+        for (output, spec) in request.outputs.iter().enumerate() {
+            if spec.forced.len() == request.max_tokens {
+                self.events.push(Event::Finished {
+                    request: request.id,
+                    output,
+                    reason: FinishReason::Length,
+                });
+            }
+        }
+    }
+
+    /// Takes the tokens of the oldest step in flight, one for each of its samples, in order. A
+    /// request whose model gave no scores to draw from ends alone.
     ///
     /// # Errors
     /// [`Error::GroupLost`] if they do not belong to that step.
-    pub fn on_done(&mut self, step: u64, drawn: &[(u32, Drawn)]) -> Result<()> {
+    pub fn on_done(&mut self, step: u64, drawn: &[Option<(u32, Drawn)>]) -> Result<()> {
         let expected = match self.in_flight.pop_front() {
             Some((id, expected)) if id == step && expected.len() == drawn.len() => expected,
             other => {
@@ -260,13 +310,31 @@ impl Scheduler {
                 )));
             }
         };
-        for (Expected { request, output, n }, &(token, drawn)) in expected.into_iter().zip(drawn) {
-            self.on_token(request, output, n, token, drawn.log_prob);
+        for (Expected { request, output, n }, drawn) in expected.into_iter().zip(drawn) {
+            match *drawn {
+                Some((token, drawn)) => self.on_token(request, output, n, token, drawn.log_prob),
+                None => self.on_nothing(request, output, n),
+            }
         }
         Ok(())
     }
 
-    fn on_token(&mut self, request: RequestId, output: usize, n: u32, token: u32, log_prob: f32) {
+    fn on_nothing(&mut self, request: RequestId, output: usize, n: u32) {
+        let live = |running: &Running| running.request.id == request && running.is_live(output);
+        if self.running.values().any(live) {
+            let reason = AbortReason::NotFinite { output, n };
+            self.abort(|victim| victim.id == request, reason);
+        }
+    }
+
+    fn on_token(
+        &mut self,
+        request: RequestId,
+        output: usize,
+        n: u32,
+        token: u32,
+        log_prob: Option<f32>,
+    ) {
         let found = self
             .running
             .iter_mut()
@@ -318,11 +386,7 @@ impl Scheduler {
 
     /// Rows still to be planned for all accepted requests: the known backlog.
     pub fn backlog_rows(&self) -> usize {
-        let queued = |request: &Request| {
-            let streams = 1 + usize::from(request.negative_prompt.is_some());
-            let positions = request.prompt.len() + request.max_tokens;
-            request.outputs.len() * streams * positions
-        };
+        let queued = |request: &Request| request.outputs.len() * output_rows(request);
         self.queue.values().map(queued).sum::<usize>()
             + self
                 .running
@@ -335,4 +399,10 @@ impl Scheduler {
     pub fn available(&self) -> (usize, usize) {
         (self.blocks.available(), self.slots.available())
     }
+}
+
+/// Whether every token of `request` is known.
+fn is_drawn(request: &Request) -> bool {
+    let drawn = |output: &OutputSpec| output.forced.len() == request.max_tokens;
+    request.outputs.iter().all(drawn)
 }

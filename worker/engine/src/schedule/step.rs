@@ -37,6 +37,8 @@ pub struct DrawSetup {
     pub seed: u64,
     /// Index of the output within its request.
     pub image_index: u32,
+    /// Whether the log-probabilities of its tokens are wanted.
+    pub log_prob: bool,
 }
 
 /// A sequence that begins with this step.

@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::sampling::{Drawn, SamplingParams};
 
+mod waves;
+
 const TEXT_VOCAB: u32 = 1000;
 
 fn config() -> SchedulerConfig {
@@ -20,6 +22,7 @@ fn config() -> SchedulerConfig {
         blocks: 40,
         block_size: 4,
         max_positions: 64,
+        vocabulary: TEXT_VOCAB as usize + 1,
     }
 }
 
@@ -41,6 +44,7 @@ fn request(id: RequestId, prompt: usize, outputs: usize, max_tokens: usize) -> R
         max_tokens,
         stop_ids: vec![],
         deadline: None,
+        log_probs: false,
     }
 }
 
@@ -66,7 +70,7 @@ impl Device {
         past.iter().fold(seed as u32 * 97 + image_index, mix) % 50
     }
 
-    fn run(&mut self, step: &Step, block_size: usize) -> Vec<(u32, Drawn)> {
+    fn run(&mut self, step: &Step, block_size: usize) -> Vec<Option<(u32, Drawn)>> {
         for admission in &step.admissions {
             let sequence = Sequence {
                 admission: admission.clone(),
@@ -113,16 +117,17 @@ impl Device {
                 .expect("draws from conditional slots");
             let past = &pasts[sample.row as usize];
             let token = Self::token_after(past, setup.seed, setup.image_index);
-            (
+            let log_prob = setup.log_prob.then_some(-1.0);
+            Some((
                 token,
                 Drawn {
                     index: token,
-                    log_prob: 0.0,
+                    log_prob,
                 },
-            )
+            ))
         };
         let drawn: Vec<_> = step.samples.iter().map(draw).collect();
-        for (sample, (token, _)) in step.samples.iter().zip(&drawn) {
+        for (sample, (token, _)) in step.samples.iter().zip(drawn.iter().flatten()) {
             for row in [Some(sample.row), sample.uncond_row].into_iter().flatten() {
                 let slot = step.rows[row as usize].slot;
                 if let Some(sequence) = self.slots.get_mut(&slot) {
@@ -167,7 +172,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        2 => (1usize..30, 1usize..4, 1usize..12, 0usize..12, 0i32..3, 0u8..4).prop_map(
+        2 => (1usize..30, 1usize..8, 1usize..12, 0usize..12, 0i32..3, 0u8..4).prop_map(
             |(prompt, outputs, tokens, forced, priority, kind)| Action::Submit {
                 prompt, outputs, tokens, forced: forced.min(tokens), priority, kind,
             }
@@ -233,11 +238,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Tokens follow from each request alone, every request ends once, and in the end all
-    /// blocks and slots are free, whatever happened and however far planning ran ahead.
+    /// blocks and slots are free, whatever happened, however far planning ran ahead, and though
+    /// there may be room for one output of a request only.
     #[test]
     fn any_history_yields_the_same_tokens_and_frees_everything(
         actions in proptest::collection::vec(action(), 1..80),
+        blocks in 17usize..50,
+        max_sequences in 2usize..10,
     ) {
+        let config = || SchedulerConfig { blocks, max_sequences, ..config() };
         let mut scheduler = Scheduler::new(config());
         let mut device = Device::default();
         let mut seen = Seen::default();
@@ -380,8 +389,19 @@ fn refuses_what_can_never_run_and_what_does_not_fit_now() {
     };
     assert_eq!(refused(scheduler.submit(request(1, 60, 1, 5))), "prompt");
     assert_eq!(refused(scheduler.submit(request(1, 0, 1, 5))), "prompt");
-    assert_eq!(refused(scheduler.submit(request(1, 4, 7, 5))), "n");
     assert_eq!(refused(scheduler.submit(request(1, 4, 0, 5))), "n");
+    let long = request(1, 4, 1, usize::MAX);
+    assert_eq!(refused(scheduler.submit(long)), "prompt");
+    let mut unknown = request(1, 4, 2, 5);
+    unknown.prompt[3] = TEXT_VOCAB + 1;
+    assert_eq!(refused(scheduler.submit(unknown)), "prompt");
+    let mut unknown = request(1, 4, 2, 5);
+    unknown.outputs[1].forced = vec![u32::MAX];
+    assert_eq!(refused(scheduler.submit(unknown)), "forced prefix");
+    let mut unknown = request(1, 4, 2, 5);
+    unknown.negative_prompt = Some(vec![TEXT_VOCAB + 1]);
+    unknown.sampling.guidance_scale = 2.0;
+    assert_eq!(refused(scheduler.submit(unknown)), "negative prompt");
     for id in 0..8 {
         scheduler
             .submit(request(id, 4, 1, 4))
@@ -400,4 +420,29 @@ fn refuses_tokens_of_another_step() {
     scheduler.submit(request(1, 4, 1, 4)).expect("fits");
     let step = scheduler.plan(Instant::now()).expect("work");
     assert!(scheduler.on_done(step.id + 1, &[]).is_err());
+}
+
+#[test]
+fn a_request_without_finite_scores_ends_alone() {
+    let mut scheduler = Scheduler::new(config());
+    let mut device = Device::default();
+    for id in [1, 2] {
+        scheduler.submit(request(id, 4, 2, 4)).expect("fits");
+    }
+    let step = scheduler.plan(Instant::now()).expect("work");
+    let ahead = scheduler.plan(Instant::now()).expect("work");
+    let mut drawn = device.run(&step, 4);
+    let ahead_drawn = device.run(&ahead, 4);
+    drawn[1] = None;
+    scheduler.on_done(step.id, &drawn).expect("in order");
+    scheduler.on_done(ahead.id, &ahead_drawn).expect("in order");
+    let mut seen = Seen::default();
+    seen.record(scheduler.take_events());
+    drain(&mut scheduler, &mut device, &mut seen);
+    let reason = AbortReason::NotFinite { output: 1, n: 0 };
+    assert_eq!(seen.aborted, BTreeMap::from([(1, reason)]));
+    assert_eq!(seen.tokens[&(1, 0)].len(), 1);
+    let finished: Vec<_> = seen.finished.keys().copied().collect();
+    assert_eq!(finished, [(2, 0), (2, 1)]);
+    assert_eq!(scheduler.available(), (40, 6));
 }

@@ -7,8 +7,8 @@ use crate::{
     sampling::{Drawn, draw},
 };
 
-/// Draws from rows of `logits` `[rows, vocab]`, all of which exist.
-pub(super) fn sample(logits: &[f32], vocab: usize, draws: &[RowDraw<'_>]) -> Vec<Drawn> {
+/// Draws from rows of `logits` `[rows, vocab]`, all of which exist; `None` where the scores are not finite.
+pub(super) fn sample(logits: &[f32], vocab: usize, draws: &[RowDraw<'_>]) -> Vec<Option<Drawn>> {
     let row = |row: usize| &logits[row * vocab..][..vocab];
     let one = |wanted: &RowDraw<'_>| {
         let uncond = wanted.uncond_row.map(row);

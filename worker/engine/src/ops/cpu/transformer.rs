@@ -269,7 +269,12 @@ impl TransformerOps for Cpu {
         Ok(())
     }
 
-    fn sample(&self, logits: &Buffer, vocab: usize, draws: &[RowDraw<'_>]) -> Result<Vec<Drawn>> {
+    fn sample(
+        &self,
+        logits: &Buffer,
+        vocab: usize,
+        draws: &[RowDraw<'_>],
+    ) -> Result<Vec<Option<Drawn>>> {
         for draw in draws {
             let last = draw.uncond_row.unwrap_or(0).max(draw.row);
             need("sample", "logits", logits.0.len(), (last + 1) * vocab)?;

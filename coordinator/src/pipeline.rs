@@ -83,7 +83,7 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     /// The first error of any stage; nothing else of the job goes on then.
     pub async fn draw(&self, job: ImageJob, events: mpsc::Sender<ImageEvent>) -> Result<()> {
         let start = Instant::now();
-        let generate = self.tokenise(&job)?;
+        let generate = generate_job(&self.tokenizer, &job)?;
         let total = generate.max_tokens;
         let mut stream = self.backbone.generate(generate).await?;
         let mut drawing = Vec::new();
@@ -105,7 +105,7 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         let mut unfinished = drawing.len();
         while unfinished > 0 {
             let frame = tokio::select! {
-                frame = stream.next() => frame?.ok_or_else(ended_early)?,
+                frame = stream.next() => frame?.ok_or_else(|| ended_early("backbone"))?,
                 Some(decoded) = decodes.join_next() => {
                     joined(decoded)?;
                     continue;
@@ -113,8 +113,8 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             };
             let index = frame.output;
             let finished = frame.finished.is_some();
-            let place = drawing.get_mut(index).ok_or_else(ended_early)?;
-            let picture = place.as_mut().ok_or_else(ended_early)?;
+            let place = drawing.get_mut(index).ok_or_else(unasked)?;
+            let picture = place.as_mut().ok_or_else(unasked)?;
             self.append(&mut picture.codes, frame)?;
             let done = picture.codes.len();
             send(&events, ImageEvent::Tokens { index, done, total }).await?;
@@ -132,6 +132,8 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
 
     fn decode_jobs(&self, job: &ImageJob) -> Result<Vec<DecodeJob>> {
         // What the decoder is told is the text that the backbone sees, read back from its tokens.
+        // Control tokens that a user writes stay in it: here they are text, which the published
+        // script, where they take effect, strips.
         let prompt = self
             .tokenizer
             .decode(&self.tokenizer.encode_text(&job.prompt)?, false);
@@ -147,34 +149,6 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         Ok((0..job.n as u32).map(decode).collect())
     }
 
-    fn tokenise(&self, job: &ImageJob) -> Result<GenerateJob> {
-        let outputs = (0..job.n as u32)
-            .map(|image_index| OutputSpec {
-                image_index,
-                forced: vec![],
-            })
-            .collect();
-        let negative_prompt = match job.sampling.guided() {
-            true => Some(self.tokenizer.negative_prompt(job.grid)?),
-            false => None,
-        };
-        Ok(GenerateJob {
-            request_id: job.request_id.clone(),
-            attempt: 0,
-            priority: job.priority,
-            mode: Mode::Image,
-            prompt: self.tokenizer.image_prompt(&job.prompt, job.grid)?,
-            negative_prompt,
-            sampling: job.sampling,
-            seed: job.seed,
-            outputs,
-            max_tokens: job.grid.tokens(),
-            stop_ids: vec![],
-            deadline: None,
-            log_probs: false,
-        })
-    }
-
     /// Adds a frame's tokens, as image codes, to the codes of its output.
     fn append(&self, codes: &mut Vec<u32>, frame: TokenFrame) -> Result<()> {
         let TokenFrame {
@@ -187,15 +161,48 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             let got = codes.len();
             let reason =
                 format!("image {output} has {got} tokens, the next frame begins at {first}");
-            return Err(Error::GroupLost(reason));
+            return Err(Error::worker_lost("backbone", reason));
         }
         for token in tokens {
             codes.push(self.tokenizer.image_code(token).ok_or_else(|| {
-                Error::GroupLost(format!("token {token} of image {output} is no image code"))
+                let reason = format!("token {token} of image {output} is no image code");
+                Error::worker_lost("backbone", reason)
             })?);
         }
         Ok(())
     }
+}
+
+/// What a backbone is asked for a job.
+///
+/// # Errors
+/// As [`Tokenizer::image_prompt`].
+pub fn generate_job(tokenizer: &Tokenizer, job: &ImageJob) -> Result<GenerateJob> {
+    let outputs = (0..job.n as u32)
+        .map(|image_index| OutputSpec {
+            image_index,
+            forced: vec![],
+        })
+        .collect();
+    let negative_prompt = match job.sampling.guided() {
+        true => Some(tokenizer.negative_prompt(job.grid)?),
+        false => None,
+    };
+    Ok(GenerateJob {
+        request_id: job.request_id.clone(),
+        attempt: 0,
+        priority: job.priority,
+        mode: Mode::Image,
+        prompt: tokenizer.image_prompt(&job.prompt, job.grid)?,
+        negative_prompt,
+        sampling: job.sampling,
+        seed: job.seed,
+        outputs,
+        max_tokens: job.grid.tokens(),
+        stop_ids: vec![],
+        deadline: None,
+        log_probs: false,
+    })
 }
 
 /// An image whose tokens are being drawn, and where they go.
@@ -219,7 +226,7 @@ async fn develop<D: Decoder>(
     let drawn_after = start.elapsed();
     let _ = tokens.send(codes.clone());
     loop {
-        match stream.next().await?.ok_or_else(ended_early)? {
+        match stream.next().await?.ok_or_else(|| ended_early("decoder"))? {
             DecodeEvent::Progress(stage) => {
                 send(&events, ImageEvent::Decoding { index, stage }).await?;
             }
@@ -243,9 +250,13 @@ async fn send(events: &mpsc::Sender<ImageEvent>, event: ImageEvent) -> Result<()
 }
 
 fn joined(decoded: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    decoded.unwrap_or_else(|error| Err(Error::GroupLost(format!("a decode failed: {error}"))))
+    decoded.unwrap_or_else(|error| Err(Error::worker_lost("decoder", error.to_string())))
 }
 
-fn ended_early() -> Error {
-    Error::GroupLost("a stream ended before its last event".into())
+fn ended_early(what: &'static str) -> Error {
+    Error::worker_lost(what, "its stream ended before its last event")
+}
+
+fn unasked() -> Error {
+    Error::worker_lost("backbone", "it sent tokens of an image that waits for none")
 }

@@ -38,7 +38,7 @@ impl LocalBackbone {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`Error::GroupLost`] if the system gives no thread.
+    /// [`Error::WorkerLost`] if the system gives no thread.
     pub fn start(config: SchedulerConfig, group: ThreadGroup) -> Result<Self> {
         let (submissions, inbox) = sync_mpsc::channel();
         let service = Service {
@@ -51,7 +51,7 @@ impl LocalBackbone {
         let thread = std::thread::Builder::new()
             .name("backbone".into())
             .spawn(move || service.run())
-            .map_err(|error| Error::GroupLost(format!("no thread for the backbone: {error}")))?;
+            .map_err(|error| Error::worker_lost("backbone", format!("no thread: {error}")))?;
         Ok(Self {
             submissions: Some(submissions),
             thread: Some(thread),
@@ -89,7 +89,6 @@ impl Drop for LocalBackbone {
 /// Where a request's tokens go.
 struct Client {
     frames: mpsc::Sender<Result<TokenFrame>>,
-    log_probs: bool,
     /// Frames that the channel has no room for yet, at most one an output.
     pending: Vec<TokenFrame>,
     unfinished: usize,
@@ -138,8 +137,8 @@ impl Service {
     fn run(mut self) {
         while self.receive() {
             if let Err(error) = self.step() {
-                tracing::error!(%error, "backbone group lost");
-                self.fail(&error);
+                tracing::error!(%error, "the backbone ends");
+                self.fail(error);
                 return;
             }
         }
@@ -182,23 +181,10 @@ impl Service {
         self.next_id += 1;
         let client = Client {
             frames,
-            log_probs: job.log_probs,
             pending: vec![],
             unfinished: job.outputs.len(),
         };
-        let answer = self.scheduler.submit(Request {
-            id,
-            priority: job.priority,
-            mode: job.mode,
-            prompt: job.prompt,
-            negative_prompt: job.negative_prompt,
-            sampling: job.sampling,
-            seed: job.seed,
-            outputs: job.outputs,
-            max_tokens: job.max_tokens,
-            stop_ids: job.stop_ids,
-            deadline: job.deadline,
-        });
+        let answer = self.scheduler.submit(request(id, job));
         if answer.is_ok() {
             self.clients.insert(id, client);
         }
@@ -237,12 +223,9 @@ impl Service {
                 let Some(client) = self.clients.get_mut(&request) else {
                     return;
                 };
-                let with_log_prob = client.log_probs;
                 let frame = client.frame(output, n);
                 frame.tokens.push(token);
-                if with_log_prob {
-                    frame.log_probs.push(log_prob);
-                }
+                frame.log_probs.extend(log_prob);
             }
             Event::Finished {
                 request,
@@ -262,6 +245,7 @@ impl Service {
                 let error = match reason {
                     AbortReason::Cancelled => Error::Cancelled,
                     AbortReason::Deadline => Error::DeadlineExceeded,
+                    AbortReason::NotFinite { output, n } => Error::NotFinite { output, n },
                 };
                 let _ = client.frames.try_send(Err(error));
             }
@@ -269,11 +253,32 @@ impl Service {
     }
 
     /// Ends every request with the reason the group was lost.
-    fn fail(&mut self, error: &Error) {
+    fn fail(&mut self, error: Error) {
+        let reason = match error {
+            Error::GroupLost(reason) => reason,
+            other => other.to_string(),
+        };
         for (_, client) in self.clients.drain() {
-            let _ = client
-                .frames
-                .try_send(Err(Error::GroupLost(error.to_string())));
+            let lost = Error::GroupLost(reason.clone());
+            let _ = client.frames.try_send(Err(lost));
         }
+    }
+}
+
+/// A job as the scheduler knows it.
+pub(crate) fn request(id: RequestId, job: GenerateJob) -> Request {
+    Request {
+        id,
+        priority: job.priority,
+        mode: job.mode,
+        prompt: job.prompt,
+        negative_prompt: job.negative_prompt,
+        sampling: job.sampling,
+        seed: job.seed,
+        outputs: job.outputs,
+        max_tokens: job.max_tokens,
+        stop_ids: job.stop_ids,
+        deadline: job.deadline,
+        log_probs: job.log_probs,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, sync::Arc, thread::JoinHandle};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use xomni_engine::{
     Error, Result,
     decode::{DecodeSpec, PictureDecoder},
@@ -12,17 +12,23 @@ use xomni_engine::{
 
 use crate::api::{DecodeEvent, DecodeJob, Decoder, JobStream, worker_gone};
 
-/// Jobs that may wait.
+/// Pictures whose tokens are known that may wait here; the tokens of others wait with their callers.
 const QUEUE: usize = 1024;
 /// Progress events that a slow reader may leave unread; more are dropped, the picture never is.
 const EVENTS_IN_FLIGHT: usize = 64;
 
-type Job = (DecodeSpec, mpsc::Sender<Result<DecodeEvent>>);
+struct Job {
+    spec: DecodeSpec,
+    events: mpsc::Sender<Result<DecodeEvent>>,
+    _place: OwnedSemaphorePermit,
+}
 
 /// A picture decoder and its queue. Dropping it ends the queue and joins the thread.
 #[derive(Debug)]
 pub struct LocalDecoder {
-    jobs: Option<mpsc::Sender<Job>>,
+    /// As long as the places allow.
+    jobs: Option<mpsc::UnboundedSender<Job>>,
+    places: Arc<Semaphore>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -30,20 +36,21 @@ impl LocalDecoder {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`Error::GroupLost`] if the system gives no thread.
+    /// [`Error::WorkerLost`] if the system gives no thread.
     pub fn start<O: ImageOps>(decoder: Arc<PictureDecoder<O>>) -> Result<Self> {
-        let (jobs, mut inbox) = mpsc::channel::<Job>(QUEUE);
+        let (jobs, mut inbox) = mpsc::unbounded_channel::<Job>();
         let work = move || {
-            while let Some((spec, events)) = inbox.blocking_recv() {
-                run(&decoder, &spec, &events);
+            while let Some(job) = inbox.blocking_recv() {
+                run(&decoder, &job.spec, &job.events);
             }
         };
         let thread = std::thread::Builder::new()
             .name("decoder".into())
             .spawn(work)
-            .map_err(|error| Error::GroupLost(format!("no thread for the decoder: {error}")))?;
+            .map_err(|error| Error::worker_lost("decoder", format!("no thread: {error}")))?;
         Ok(Self {
             jobs: Some(jobs),
+            places: Arc::new(Semaphore::new(QUEUE)),
             thread: Some(thread),
         })
     }
@@ -78,19 +85,23 @@ impl Decoder for LocalDecoder {
         codes: oneshot::Receiver<Vec<u32>>,
     ) -> Result<JobStream<DecodeEvent>> {
         let (events, stream) = mpsc::channel(EVENTS_IN_FLIGHT);
-        let jobs = self.jobs.clone().ok_or_else(|| worker_gone("decoder"))?;
-        let place = jobs.try_reserve_owned().map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::Capacity {
-                what: "decoder queue",
-                limit: format!("{QUEUE} pictures"),
-                needed: "one more".into(),
-            },
-            mpsc::error::TrySendError::Closed(_) => worker_gone("decoder"),
-        })?;
-        // Ends with the codes or with their sender, which the caller holds.
+        let jobs = self.jobs.as_ref().filter(|jobs| !jobs.is_closed());
+        // Weak, so that a picture without tokens does not keep the decoder from ending.
+        let jobs = jobs.ok_or_else(|| worker_gone("decoder"))?.downgrade();
+        let places = self.places.clone();
+        // Ends with the sender of the codes, which the caller holds, or with a place in the queue.
         tokio::spawn(async move {
-            if let Ok(tokens) = codes.await {
-                place.send((spec(job, tokens), events));
+            let Ok(tokens) = codes.await else { return };
+            let Ok(place) = places.acquire_owned().await else {
+                return;
+            };
+            if let Some(jobs) = jobs.upgrade() {
+                let spec = spec(job, tokens);
+                let _ = jobs.send(Job {
+                    spec,
+                    events,
+                    _place: place,
+                });
             }
         });
         Ok(JobStream::new(stream))

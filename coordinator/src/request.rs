@@ -41,13 +41,7 @@ impl Limits {
             max_positions: config.backbone.max_positions,
             max_steps: 1000,
             default_side: largest.clamp(unit, 1152),
-            sampling: SamplingParams {
-                temperature: generation.temperature,
-                top_k: generation.top_k,
-                top_p: generation.top_p,
-                min_p: generation.min_p,
-                guidance_scale: 1.0,
-            },
+            sampling: generation.sampling(),
         }
     }
 }

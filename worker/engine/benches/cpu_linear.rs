@@ -134,7 +134,7 @@ fn row(cells: [String; 9]) {
 }
 
 /// Pairs of bf16 values between 2⁻⁸ and 1 in magnitude.
-fn random_words(len: usize) -> Arc<[u32]> {
+fn random_words(len: usize) -> Arc<Vec<u32>> {
     (0..len as u64)
         .into_par_iter()
         .map(|i| {
@@ -158,7 +158,13 @@ fn weight(words: &[u32], index: usize) -> bf16 {
     })
 }
 
-fn matrix(cpu: Cpu, words: &Arc<[u32]>, outs: usize, cols: usize, copy: usize) -> Result<Matrix> {
+fn matrix(
+    cpu: Cpu,
+    words: &Arc<Vec<u32>>,
+    outs: usize,
+    cols: usize,
+    copy: usize,
+) -> Result<Matrix> {
     let stored = words.len() * 2 / cols;
     let bytes = TensorBytes::Owned(words.clone(), stored * cols * 2);
     let tensor = HostTensor::new(

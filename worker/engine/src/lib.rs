@@ -9,7 +9,9 @@
 pub mod checkpoint;
 pub mod decode;
 pub mod error;
+mod files;
 pub mod group;
+mod memory;
 pub mod model;
 pub mod ops;
 pub mod parallel;

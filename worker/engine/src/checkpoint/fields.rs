@@ -2,15 +2,16 @@
 
 use std::{
     fmt::Display,
-    fs,
-    io::ErrorKind,
     ops::RangeInclusive,
     path::{Component, Path},
 };
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    files::{optional, read_text},
+};
 
 /// Largest accepted configuration file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
@@ -25,23 +26,12 @@ pub(super) fn stays_inside(path: &str) -> bool {
 
 /// Reads a text file of moderate size; `None` if there is none.
 pub(super) fn read_optional(file: &Path) -> Result<Option<String>> {
-    let length = match fs::metadata(file) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(file, error)),
-    };
-    if length > MAX_FILE {
-        let reason = format!("must be at most {MAX_FILE} bytes, has {length}");
-        return Err(Error::checkpoint(file, "size", reason));
-    }
-    fs::read_to_string(file)
-        .map(Some)
-        .map_err(|error| Error::io(file, error))
+    optional(read_text(file, MAX_FILE))
 }
 
 /// Reads a text file of moderate size.
 pub(super) fn read(file: &Path) -> Result<String> {
-    read_optional(file)?.ok_or_else(|| Error::io(file, ErrorKind::NotFound.into()))
+    read_text(file, MAX_FILE)
 }
 
 /// Parses a JSON object.

@@ -9,9 +9,7 @@ use super::{
     config::token_ids,
     fields::{self, Fields},
 };
-#[cfg(doc)]
-use crate::Error;
-use crate::Result;
+use crate::{Error, Result, sampling::SamplingParams};
 
 /// Sampling defaults of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +110,29 @@ impl GenerationConfig {
         }
     }
 
+    /// These defaults, unguided.
+    pub fn sampling(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            guidance_scale: 1.0,
+        }
+    }
+
+    /// Refuses what a request could not ask for either.
+    fn check(&self, root: &Fields<'_>) -> Result<()> {
+        match self.sampling().validate() {
+            Err(Error::BadInput {
+                field,
+                limit,
+                value,
+            }) => Err(root.refuse(field, limit, value)),
+            other => other,
+        }
+    }
+
     /// Reads `generation_config.json` in `dir`, if there is one.
     ///
     /// As transformers does, values of the file replace only those that the script leaves at the
@@ -146,7 +167,7 @@ impl GenerationConfig {
             .get("temperature")
             .is_some_and(|value| !value.is_null())
         {
-            effective.temperature = root.number("temperature", 1e-3..=1e3)? as f32;
+            effective.temperature = root.number("temperature", f64::MIN..=f64::MAX)? as f32;
         }
         match root.get("top_k") {
             None => {}
@@ -154,8 +175,9 @@ impl GenerationConfig {
             Some(_) => effective.top_k = root.size("top_k", 0..=MAX_TOP_K)?,
         }
         if root.get("top_p").is_some_and(|value| !value.is_null()) {
-            effective.top_p = root.number("top_p", 0.0..=1.0)? as f32;
+            effective.top_p = root.number("top_p", f64::MIN..=f64::MAX)? as f32;
         }
+        effective.check(&root)?;
         for (name, off) in UNSUPPORTED {
             if let Some(value) = root.get(name).filter(|value| !off.matches(value)) {
                 return Err(root.refuse(name, off, value));

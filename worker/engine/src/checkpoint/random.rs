@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use rayon::prelude::*;
 
 use super::{DType, HostTensor, tensor::TensorBytes};
+use crate::{Error, Result, memory};
 
 /// Odd constant of the Weyl sequence of splitmix64.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -28,17 +29,28 @@ impl Generator {
     }
 
     /// A `bf16` tensor, uniform within the bounds that suit `name` and `shape`.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> HostTensor {
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if there is no memory for it.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let key = hash(self.key, name);
         let (centre, radius) = distribution(name, shape);
-        let count: usize = shape.iter().product();
-        let mut words: Arc<[u32]> = std::iter::repeat_n(0, count.div_ceil(2)).collect();
-        Arc::make_mut(&mut words)
+        let count = shape.iter().copied().try_fold(1, usize::checked_mul);
+        let words = count.and_then(|count| memory::zeros::<u32>(count.div_ceil(2)));
+        let (Some(count), Some(mut words)) = (count, words) else {
+            return Err(Error::Capacity {
+                what: "memory for random weights",
+                limit: "what the system gives".into(),
+                needed: format!("{name} of shape {shape:?}"),
+            });
+        };
+        words
             .par_chunks_mut(CHUNK)
             .enumerate()
             .for_each(|(chunk, words)| fill(words, chunk * CHUNK, key, centre, radius));
-        let bytes = TensorBytes::Owned(words, count * DType::Bf16.size());
-        HostTensor::new(name, &self.origin, DType::Bf16, shape, bytes)
+        let bytes = TensorBytes::Owned(words.into(), count * DType::Bf16.size());
+        let origin = &self.origin;
+        Ok(HostTensor::new(name, origin, DType::Bf16, shape, bytes))
     }
 }
 

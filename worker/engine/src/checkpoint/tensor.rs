@@ -46,7 +46,7 @@ pub enum TensorBytes {
         len: usize,
     },
     /// Aligned heap memory, for tensors that had to be rearranged or were generated.
-    Owned(Arc<[u32]>, usize),
+    Owned(Arc<Vec<u32>>, usize),
 }
 
 impl TensorBytes {
@@ -57,7 +57,7 @@ impl TensorBytes {
             word[..chunk.len()].copy_from_slice(chunk);
             u32::from_le_bytes(word)
         });
-        Self::Owned(words.collect(), bytes.len())
+        Self::Owned(Arc::new(words.collect()), bytes.len())
     }
 }
 
@@ -98,8 +98,8 @@ impl HostTensor {
 
     /// A heap tensor of `f32` values, for parameters that are computed rather than read.
     pub fn from_f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
-        let words: Arc<[u32]> = values.iter().map(|v| v.to_bits()).collect();
-        let bytes = TensorBytes::Owned(words, values.len() * 4);
+        let words = values.iter().map(|v| v.to_bits()).collect();
+        let bytes = TensorBytes::Owned(Arc::new(words), values.len() * 4);
         Self::new(name, &Path::new("").into(), DType::F32, shape, bytes)
     }
 
@@ -141,20 +141,12 @@ impl HostTensor {
         }
     }
 
-    /// The elements in place, if they are `bf16` and aligned: the upper halves of `f32` values.
-    pub fn as_bf16_words(&self) -> Option<&[u16]> {
-        match self.dtype {
-            DType::Bf16 => cast(self.bytes()),
-            DType::F32 | DType::F16 => None,
+    /// The elements in place, if they are of type `T` and aligned.
+    pub(crate) fn elements<T: Element>(&self) -> Option<&[T]> {
+        if self.dtype != T::DTYPE {
+            return None;
         }
-    }
-
-    /// The elements in place, if they are `f32` and aligned.
-    pub fn as_f32(&self) -> Option<&[f32]> {
-        match self.dtype {
-            DType::F32 => cast(self.bytes()),
-            DType::F16 | DType::Bf16 => None,
-        }
+        cast(self.bytes())
     }
 
     /// Index of the first infinite or NaN element, in row-major order.
@@ -213,14 +205,23 @@ where
     Some(first + words[first..].iter().position(full)?)
 }
 
-/// Element types of which every bit pattern is a value.
-trait Plain {}
-impl Plain for f32 {}
-impl Plain for u16 {}
+/// Stored element types, of which every bit pattern is a value.
+pub(crate) trait Element: Copy {
+    /// The type's name in a [`HostTensor`].
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::Bf16;
+}
 
 /// `bytes` as elements, if they start at a multiple of the element's alignment.
 #[allow(unsafe_code)]
-fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
+fn cast<T: Element>(bytes: &[u8]) -> Option<&[T]> {
     // SAFETY: every bit pattern is a valid `T`, and `align_to` keeps to alignment and length.
     let (head, elements, tail) = unsafe { bytes.align_to::<T>() };
     (head.is_empty() && tail.is_empty()).then_some(elements)

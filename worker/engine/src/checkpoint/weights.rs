@@ -79,11 +79,11 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the tensor is missing, of another shape or element type, or holds
-    /// an infinity or NaN.
+    /// an infinity or NaN; [`Error::Capacity`] if there is no memory for random values.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let (list, tensors) = match &self.source {
             Source::Stored { list, tensors } => (list, tensors),
-            Source::Random(generator) => return Ok(generator.tensor(name, shape)),
+            Source::Random(generator) => return generator.tensor(name, shape),
         };
         let stored = tensors
             .get(name)
@@ -93,11 +93,14 @@ impl Weights {
             return Err(Error::checkpoint(&stored.file, name, reason));
         }
         let tensor = stored.load(name)?;
-        if let Some(element) = tensor.first_non_finite() {
-            let reason = format!("element {element} is infinite or not a number");
-            return Err(Error::checkpoint(&stored.file, name, reason));
+        // Every rank takes the tensors that it needs a part of; their values are looked at once.
+        if !self.taken.contains(name) {
+            if let Some(element) = tensor.first_non_finite() {
+                let reason = format!("element {element} is infinite or not a number");
+                return Err(Error::checkpoint(&stored.file, name, reason));
+            }
+            self.taken.insert(name.to_owned());
         }
-        self.taken.insert(name.to_owned());
         Ok(tensor)
     }
 

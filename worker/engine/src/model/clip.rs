@@ -122,7 +122,7 @@ impl<O: ImageOps> Layer<O> {
         let k = self.key.forward(ops, &y, len)?;
         let v = self.value.forward(ops, &y, len)?;
         let mut attended = y;
-        let scale = (shape.head_dim as f32).powf(-0.5);
+        let scale = libm::powf(shape.head_dim as f32, -0.5);
         ops.dense_attention(&q, &k, &v, shape, scale, None, true, &mut attended)?;
         ops.add(x, &self.out.forward(ops, &attended, len)?)?;
 

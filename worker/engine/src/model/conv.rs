@@ -1,5 +1,7 @@
 //! A convolution that keeps the size of its picture.
 
+use std::sync::Arc;
+
 use crate::{
     Result,
     checkpoint::{HostTensor, Weights, tensor::TensorBytes},
@@ -103,7 +105,7 @@ fn channels_last(weight: &HostTensor) -> HostTensor {
         &weight.file().into(),
         weight.dtype(),
         &[outputs, rows, columns, inputs],
-        TensorBytes::Owned(words.collect(), len),
+        TensorBytes::Owned(Arc::new(words.collect()), len),
     )
 }
 

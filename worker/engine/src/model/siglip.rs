@@ -144,7 +144,7 @@ impl<O: ImageOps> Siglip<O> {
         let k = block.key.forward(ops, &y, len)?;
         let v = block.value.forward(ops, &y, len)?;
         let mut attended = y;
-        let scale = (head_dim as f32).powf(-0.5);
+        let scale = libm::powf(head_dim as f32, -0.5);
         ops.dense_attention(&q, &k, &v, shape, scale, None, false, &mut attended)?;
         ops.add(x, &block.proj.forward(ops, &attended, len)?)?;
 

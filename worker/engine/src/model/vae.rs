@@ -270,7 +270,7 @@ impl<O: ImageOps> Attention<O> {
         let k = self.key.forward(ops, &y, len)?;
         let v = self.value.forward(ops, &y, len)?;
         let mut attended = y;
-        let scale = (self.channels as f32).powf(-0.5);
+        let scale = libm::powf(self.channels as f32, -0.5);
         ops.dense_attention(&q, &k, &v, shape, scale, None, false, &mut attended)?;
         ops.add(&mut x.values, &self.out.forward(ops, &attended, len)?)
     }

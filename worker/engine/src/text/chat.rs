@@ -10,12 +10,14 @@ use serde::Serialize;
 
 use super::{
     added::Spans,
-    files::{optional, read_text},
     grid::Grid,
     tokenizer::Tokenizer,
     tokenizer_config::{self, TokenizerConfig},
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    files::{optional, read_text},
+};
 
 /// Qwen2.5's template without its tool branches, for checkpoints that bring none.
 const DEFAULT_TEMPLATE: &str = "\

@@ -10,10 +10,12 @@ use super::{
     added::{AddedTokens, Span, Spans, item},
     alphabet,
     bpe::BpeParts,
-    files::{read_json, read_text},
     tokenizer_file::AddedToken,
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    files::{read_json, read_text},
+};
 
 /// Ids of an encoded prompt, padding included.
 pub const CLIP_LENGTH: usize = 77;

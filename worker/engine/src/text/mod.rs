@@ -8,7 +8,6 @@ mod charsmap;
 pub mod chat;
 pub mod clip;
 pub mod document;
-mod files;
 pub mod grid;
 pub mod t5;
 pub mod tokenizer;

@@ -15,10 +15,9 @@ use tokenizers::{
 use super::{
     added::{AddedTokens, Span, Spans, item},
     charsmap,
-    files::read_json,
     tokenizer_file::{Normalizer, Pattern, PreTokenizer, TokenizerFile, UnigramModel},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files::read_json};
 
 /// Ids of an encoded prompt, padding included.
 pub const T5_LENGTH: usize = 512;

@@ -21,14 +21,13 @@ use super::{
     added::{AddedTokens, Span, Spans, item},
     alphabet,
     bpe::BpeParts,
-    files::read_json,
     grid::Grid,
     tokenizer_config::{self, TokenizerConfig},
     tokenizer_file::{
         BpeModel, Merge, Normalizer as NormalizerFile, Pattern, PreTokenizer, TokenizerFile,
     },
 };
-use crate::{Error, Result, checkpoint::XOmniConfig};
+use crate::{Error, Result, checkpoint::XOmniConfig, files::read_json};
 
 /// Longest text between two control tokens, in bytes.
 pub const MAX_TEXT_BYTES: usize = 512 << 10;
@@ -200,11 +199,6 @@ impl Tokenizer {
             }
         }
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The bytes that one id adds to a decoded text, for decoders of streams. `None`: no token.
-    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        self.tokens.get(&id).map(|token| &*token.bytes)
     }
 
     /// The id of a token string, as `tokenizer.json` writes it.

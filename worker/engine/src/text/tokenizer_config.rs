@@ -4,8 +4,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::files::{optional, read_json};
-use crate::Result;
+use crate::{
+    Result,
+    files::{optional, read_json},
+};
 
 pub(super) const FILE: &str = "tokenizer_config.json";
 const MAX_BYTES: u64 = 64 << 20;

@@ -98,7 +98,9 @@ fn settings_without_a_processor_are_refused_by_name() {
 #[test]
 fn wrong_values_are_refused_by_name() {
     for (name, value) in [
-        ("temperature", json!(0)),
+        ("temperature", json!(-0.5)),
+        ("temperature", json!(101)),
+        ("top_p", json!(0)),
         ("temperature", json!("warm")),
         ("top_k", json!(-1)),
         ("top_k", json!(1.5)),

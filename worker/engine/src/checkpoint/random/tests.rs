@@ -11,23 +11,30 @@ fn moments(values: &[f32]) -> (f64, f64) {
 fn a_value_depends_on_seed_label_name_and_index_only() {
     let first = Generator::new(1, "backbone")
         .tensor("a", &[300, 2000])
+        .unwrap()
         .to_f32();
     let again = Generator::new(1, "backbone")
         .tensor("a", &[600, 1000])
+        .unwrap()
         .to_f32();
     let scale = (2.0f32).sqrt();
     for (a, b) in first.iter().zip(&again) {
         assert!((a * scale - b).abs() <= 0.01 * b.abs(), "{a} {b}");
     }
     for other in [
-        Generator::new(2, "backbone").tensor("a", &[300, 2000]),
-        Generator::new(1, "vae").tensor("a", &[300, 2000]),
-        Generator::new(1, "backbone").tensor("b", &[300, 2000]),
+        Generator::new(2, "backbone")
+            .tensor("a", &[300, 2000])
+            .unwrap(),
+        Generator::new(1, "vae").tensor("a", &[300, 2000]).unwrap(),
+        Generator::new(1, "backbone")
+            .tensor("b", &[300, 2000])
+            .unwrap(),
     ] {
         assert_ne!(first, other.to_f32());
     }
     let shorter = Generator::new(1, "backbone")
         .tensor("a", &[1, 2000])
+        .unwrap()
         .to_f32();
     assert_eq!(first[..2000], shorter);
 }
@@ -44,7 +51,7 @@ fn scales_suit_the_use() {
         ("norm.weight", &[100_000], 1.0, 0.0577),
         ("q_proj.bias", &[100_001], 0.0, 0.0577),
     ] {
-        let tensor = generator.tensor(name, shape);
+        let tensor = generator.tensor(name, shape).unwrap();
         assert_eq!((tensor.dtype(), tensor.shape()), (DType::Bf16, shape));
         assert_eq!(tensor.first_non_finite(), None);
         let (found, spread) = moments(&tensor.to_f32());
@@ -58,9 +65,24 @@ fn scales_suit_the_use() {
 
 #[test]
 fn values_stay_what_they_are() {
-    let tensor = Generator::new(0, "model").tensor("a.bias", &[6]);
-    assert_eq!(tensor.as_bf16_words().unwrap(), PINNED);
+    let tensor = Generator::new(0, "model").tensor("a.bias", &[6]).unwrap();
+    let words: Vec<u16> = tensor
+        .elements::<half::bf16>()
+        .unwrap()
+        .iter()
+        .map(|value| value.to_bits())
+        .collect();
+    assert_eq!(words, PINNED);
 }
 
 /// Stored results of `--weights random:0` runs rest on these.
 const PINNED: &[u16] = &[15730, 15802, 15765, 48470, 15622, 48445];
+
+#[test]
+fn sizes_without_memory_are_refused() {
+    let generator = Generator::new(0, "model");
+    for shape in [&[usize::MAX, 2][..], &[1 << 62]] {
+        let refused = generator.tensor("a.weight", shape);
+        assert!(matches!(refused, Err(Error::Capacity { .. })));
+    }
+}

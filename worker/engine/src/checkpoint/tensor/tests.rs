@@ -23,10 +23,10 @@ fn every_type_converts_exactly() {
         assert_eq!(tensor.to_f32(), values);
         assert_eq!(tensor.bytes(), bytes);
         assert_eq!(
-            tensor.as_f32(),
+            tensor.elements::<f32>(),
             (dtype == DType::F32).then_some(&values[..])
         );
-        assert_eq!(tensor.as_bf16_words().is_some(), dtype == DType::Bf16);
+        assert_eq!(tensor.elements::<bf16>().is_some(), dtype == DType::Bf16);
     }
 }
 
@@ -39,7 +39,7 @@ fn unaligned_elements_are_not_lent() {
         let (map, len) = (map.clone(), 8);
         let bytes = TensorBytes::Mapped { map, offset, len };
         let tensor = HostTensor::new("t", &file.path().into(), DType::F32, &[2], bytes);
-        assert_eq!(tensor.as_f32().is_some(), aligned);
+        assert_eq!(tensor.elements::<f32>().is_some(), aligned);
         assert_eq!(tensor.to_f32(), [0.0, 0.0]);
     }
 }

@@ -320,7 +320,7 @@ impl<'a, O: ImageOps> FluxRun<'a, O> {
 }
 
 fn attend<O: ImageOps>(ops: &O, shape: AttentionShape, s: &mut JointState<O>) -> Result<()> {
-    let (scale, qkv) = ((shape.head_dim as f32).powf(-0.5), &s.qkv);
+    let (scale, qkv) = (libm::powf(shape.head_dim as f32, -0.5), &s.qkv);
     let (q, k, v) = (&qkv.query, &qkv.key, &qkv.value);
     ops.dense_attention(q, k, v, shape, scale, None, false, &mut s.attended)
 }

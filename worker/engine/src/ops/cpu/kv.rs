@@ -2,7 +2,7 @@
 
 use super::{lanes::LANES, math, threads};
 use crate::{
-    Error, Result,
+    Error, Result, memory,
     ops::{KvLayout, RowBatch},
 };
 
@@ -22,9 +22,9 @@ struct Pool {
 }
 
 impl Pool {
-    /// Room for `len` values; `None` beyond the address space.
+    /// Room for `len` values; `None` if the system has none.
     fn new(len: usize) -> Option<Self> {
-        let memory = vec![0.0; len.checked_add(LANES)?];
+        let memory = memory::zeros::<f32>(len.checked_add(LANES)?)?;
         let first = memory.as_ptr().align_offset(LANES * size_of::<f32>());
         Some(Self {
             memory,
@@ -47,6 +47,9 @@ pub(super) struct Place(usize);
 
 impl Kv {
     /// Room for `layout`.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if the system has none.
     pub(super) fn new(layout: KvLayout) -> Result<Self> {
         let KvLayout {
             layers,
@@ -59,11 +62,14 @@ impl Kv {
             [kv_heads, head_dim, blocks, block_size]
                 .into_iter()
                 .try_fold(layers, usize::checked_mul)
-                .filter(|len| *len < isize::MAX as usize / 8)
                 .and_then(Pool::new)
-                .ok_or_else(|| Error::Unsupported {
-                    what: format!("{layout:?}"),
-                    reason: "larger than the address space".into(),
+                .ok_or_else(|| Error::Capacity {
+                    what: "memory for keys and values",
+                    limit: "what the system gives".into(),
+                    needed: format!(
+                        "{blocks} blocks of {block_size} positions, \
+                         {layers} layers of {kv_heads} heads of {head_dim}"
+                    ),
                 })
         };
         Ok(Self {
@@ -188,6 +194,9 @@ impl Kv {
 /// `theta^(-2j/d)` for `j` in `0..d/2`, each step rounded to `f32`.
 fn frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
     (0..head_dim / 2)
-        .map(|j| 1.0 / theta.powf(f64::from(2.0 * j as f32 / head_dim as f32)) as f32)
+        .map(|j| {
+            let exponent = f64::from(2.0 * j as f32 / head_dim as f32);
+            1.0 / libm::pow(theta, exponent) as f32
+        })
         .collect()
 }

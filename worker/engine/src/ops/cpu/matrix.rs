@@ -1,17 +1,11 @@
 //! Weights in their stored type, read where the file is mapped.
 
-#![allow(unsafe_code)]
-
-use std::{mem::align_of, ops::Range};
+use std::ops::Range;
 
 use half::bf16;
 
 use super::view::Rows;
-use crate::{
-    Error, Result,
-    checkpoint::{DType, HostTensor},
-    ops::MatrixPart,
-};
+use crate::{Error, Result, checkpoint::HostTensor, ops::MatrixPart};
 
 /// A weight `[out, in]`: rectangles of stored tensors, stacked along `out`.
 #[derive(Debug, Clone)]
@@ -145,32 +139,19 @@ impl Matrix {
 impl Part {
     fn weights(&self, cols: usize) -> Weights<'_> {
         let first = self.rows.start * self.stride + self.first_col;
-        match self.tensor.dtype() {
-            DType::Bf16 => {
-                let values = elements::<bf16>(&self.tensor)
-                    .get(first..)
-                    .unwrap_or_default();
-                Weights::Bf16(Rows::new(values, self.stride, self.rows.len(), cols))
-            }
-            DType::F32 | DType::F16 => {
-                let values = elements::<f32>(&self.tensor)
-                    .get(first..)
-                    .unwrap_or_default();
-                Weights::F32(Rows::new(values, self.stride, self.rows.len(), cols))
-            }
+        if let Some(values) = self.tensor.elements::<bf16>() {
+            let values = values.get(first..).unwrap_or_default();
+            return Weights::Bf16(Rows::new(values, self.stride, self.rows.len(), cols));
         }
+        let values = self.tensor.elements::<f32>().unwrap_or_default();
+        let values = values.get(first..).unwrap_or_default();
+        Weights::F32(Rows::new(values, self.stride, self.rows.len(), cols))
     }
 }
 
 /// Whether the kernels can read `tensor` in place.
 fn readable(tensor: &HostTensor) -> bool {
-    let address = tensor.bytes().as_ptr().addr();
-    let aligned = match tensor.dtype() {
-        DType::F32 => address.is_multiple_of(align_of::<f32>()),
-        DType::Bf16 => address.is_multiple_of(align_of::<bf16>()),
-        DType::F16 => false,
-    };
-    aligned && cfg!(target_endian = "little")
+    tensor.elements::<f32>().is_some() || tensor.elements::<bf16>().is_some()
 }
 
 /// The rectangle of a part as a tensor of its own.
@@ -184,16 +165,4 @@ fn copy(part: &MatrixPart, stride: usize) -> HostTensor {
         .collect();
     let shape = [part.rows.len(), part.cols.len()];
     HostTensor::from_f32(part.tensor.name(), &shape, &rectangle)
-}
-
-/// A stored element type whose every bit pattern is a value.
-trait Plain {}
-impl Plain for f32 {}
-impl Plain for bf16 {}
-
-/// The elements of a tensor that is [`readable`], in place.
-fn elements<T: Plain>(tensor: &HostTensor) -> &[T] {
-    // SAFETY: every bit pattern is a value of a `Plain` type; `align_to` sees to the alignment.
-    let (_, elements, _) = unsafe { tensor.bytes().align_to::<T>() };
-    elements
 }

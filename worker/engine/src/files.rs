@@ -1,4 +1,4 @@
-//! Reading tokenizer files without trusting their size.
+//! Reading text files of a checkpoint without trusting their size.
 
 use std::{fs::File, io, io::Read, path::Path};
 
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::{Error, Result};
 
 /// The text of `path`, which must be UTF-8 and at most `limit` bytes long.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String> {
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::new();
     file.take(limit + 1)
@@ -21,13 +21,13 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<String> {
 }
 
 /// The JSON of `path`, which may be at most `limit` bytes long.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
     let text = read_text(path, limit)?;
     serde_json::from_str(&text).map_err(|e| Error::checkpoint(path, "content", e.to_string()))
 }
 
 /// `None` in place of an error that says that the file does not exist.
-pub(super) fn optional<T>(result: Result<T>) -> Result<Option<T>> {
+pub(crate) fn optional<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -13,6 +13,10 @@ pub enum CliError {
     #[error("{0}")]
     Argument(String),
 
+    /// A task of this process panicked.
+    #[error("internal error: {0}")]
+    Task(#[from] tokio::task::JoinError),
+
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -28,7 +32,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Argument(_) | Self::Engine(xomni_engine::Error::BadInput { .. }) => 2,
-            Self::Engine(_) | Self::File { .. } => 1,
+            Self::Engine(_) | Self::Task(_) | Self::File { .. } => 1,
         }
     }
 

@@ -9,17 +9,14 @@ use std::{
 use clap::Args;
 use tokio::{sync::mpsc, task::JoinSet};
 use xomni_coordinator::{
-    pipeline::{Image, ImageEvent, Pipeline},
+    pipeline::{Image, ImageEvent, Pipeline, generate_job},
     request::{ImageJob, ImageRequest, Limits},
 };
-use xomni_engine::{
-    checkpoint::{GenerationConfig, XOmniConfig},
-    decode::WeightsSource,
-};
+use xomni_engine::{decode::WeightsSource, parallel::Shard};
 use xomni_worker::{
     backbone::LocalBackbone,
     decoder::LocalDecoder,
-    local::{LocalConfig, LocalModel},
+    local::{LocalConfig, PreparedModel},
 };
 
 use crate::{error::CliError, output, progress::Tracker, prompts};
@@ -110,12 +107,13 @@ impl Generate {
                 "--concurrency: must be at least 1, got 0".into(),
             ));
         }
-        let tiny = Path::new(TINY);
-        let model = self.model.clone().unwrap_or_else(|| tiny.join("x-omni"));
-        let flux = self.flux.clone().unwrap_or_else(|| tiny.join("flux"));
-        let config = XOmniConfig::open(&model)?;
-        let limits = Limits::new(&config, &GenerationConfig::open(&model, &config)?);
-        let jobs = self.jobs(&limits)?;
+        let local = self.local()?;
+        let opened = tokio::task::spawn_blocking(|| PreparedModel::open(local)).await;
+        let model = opened??;
+        let jobs = self.jobs(&Limits::new(&model.config, &model.generation))?;
+        for job in &jobs {
+            model.check(generate_job(&model.tokenizer, job)?)?;
+        }
         if self.model.is_none() {
             eprintln!(
                 "no --model: drawing with the tiny test checkpoint, whose pictures are noise"
@@ -123,22 +121,45 @@ impl Generate {
         }
 
         let start = Instant::now();
-        let local = LocalConfig {
-            model,
-            flux,
-            weights: self.weights,
-            ranks: self.tp,
-            kv_bytes: self.kv_memory << 20,
-            max_queue: jobs.len(),
-        };
-        let opened = tokio::task::spawn_blocking(move || LocalModel::open(&local)).await;
-        let model = opened.map_err(|error| CliError::Argument(error.to_string()))??;
+        let model = tokio::task::spawn_blocking(|| model.load()).await??;
         let loaded_in = start.elapsed();
         let steps = self
             .num_inference_steps
-            .unwrap_or(config.decoder.num_inference_steps);
+            .unwrap_or(model.config.decoder.num_inference_steps);
         let pipeline = Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
         self.draw(Arc::new(pipeline), jobs, steps, loaded_in).await
+    }
+
+    /// What to load, from arguments that can work.
+    fn local(&self) -> Result<LocalConfig, CliError> {
+        Shard::new(0, self.tp).map_err(|error| CliError::Argument(format!("--tp: {error}")))?;
+        let most = usize::MAX >> 20;
+        let kv_bytes = self
+            .kv_memory
+            .checked_mul(1 << 20)
+            .filter(|&bytes| bytes > 0);
+        let kv_bytes = kv_bytes.ok_or_else(|| {
+            let got = self.kv_memory;
+            CliError::Argument(format!("--kv-memory: must be 1 to {most} MiB, got {got}"))
+        })?;
+        let tiny = Path::new(TINY);
+        let folder = |option, given: &Option<PathBuf>, tiny: PathBuf| match given {
+            Some(folder) if !folder.is_dir() => {
+                let name = folder.display();
+                Err(CliError::Argument(format!("{option}: {name} is no folder")))
+            }
+            Some(folder) => Ok(folder.clone()),
+            None => Ok(tiny),
+        };
+        Ok(LocalConfig {
+            model: folder("--model", &self.model, tiny.join("x-omni"))?,
+            flux: folder("--flux", &self.flux, tiny.join("flux"))?,
+            weights: self.weights,
+            ranks: self.tp,
+            kv_bytes,
+            // All requests are this command's own.
+            max_queue: usize::MAX,
+        })
     }
 
     /// One validated job for each prompt, all of the same seed.
@@ -210,7 +231,7 @@ impl Generate {
                     }
                 }
                 Some(result) = requests.join_next() => {
-                    result.map_err(|error| CliError::Argument(error.to_string()))??;
+                    result??;
                 }
             }
         }

@@ -20,10 +20,7 @@ pub fn numbered(path: &Path, index: usize, count: usize) -> PathBuf {
 
 /// Writes the file whole or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(CliError::file(path))?;
     file.write_all(bytes).map_err(CliError::file(path))?;
     #[cfg(unix)]
@@ -41,25 +38,32 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
 
 /// Refuses, before any work, a path that cannot be written later.
 pub fn check(path: &Path) -> Result<(), CliError> {
+    let refuse = |reason| Err(CliError::Argument(format!("--output: {reason}")));
+    let name = path.display();
     if path
         .extension()
         .is_none_or(|extension| !extension.eq_ignore_ascii_case("png"))
     {
-        let name = path.display();
-        return Err(CliError::Argument(format!(
-            "--output: must end in .png, got {name}"
-        )));
+        return refuse(format!("must end in .png, got {name}"));
     }
-    let folder = path
+    if path.is_dir() {
+        return refuse(format!("must be a file, {name} is a folder"));
+    }
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return refuse(format!("{} is no folder", folder.display()));
+    }
+    match tempfile::NamedTempFile::new_in(folder) {
+        Ok(_) => Ok(()),
+        Err(error) => refuse(format!("{} cannot be written: {error}", folder.display())),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            let name = folder.display();
-            Err(CliError::Argument(format!("--output: {name} is no folder")))
-        }
-        _ => Ok(()),
-    }
+    parent.unwrap_or(Path::new("."))
 }
 
 /// Shows a PNG where standard output is a terminal: with its graphics protocol, or as half blocks.
@@ -95,6 +99,10 @@ mod tests {
         assert!(check(Path::new("out.png")).is_ok());
         assert!(check(Path::new("out.jpg")).is_err());
         assert!(check(Path::new("/no/such/folder/out.png")).is_err());
+        let folder = tempfile::Builder::new().suffix(".png").tempdir();
+        assert!(check(folder.expect("folder").path()).is_err());
+        #[cfg(target_os = "linux")]
+        assert!(check(Path::new("/proc/out.png")).is_err(), "nobody can");
     }
 
     #[test]

@@ -7,22 +7,20 @@ use std::{
 };
 
 use super::{
-    Denoise, WeightsSource,
+    DecoderSetup, Denoise, WeightsSource,
     latents::{SIDE, noise, unpack},
+    setup::DecoderWeights,
     spec::{DecodeSpec, Progress},
 };
 use crate::{
     Error, Result,
-    checkpoint::{
-        FluxConfig, XOmniConfig,
-        flux::{ClipConfig, FlowConfig, T5Config, VaeConfig},
-    },
+    checkpoint::{XOmniConfig, flux::FlowConfig},
     model::{
         clip::Clip,
         flow::Schedule,
         flux::{BATCH, Conditions, Flux},
         t5::T5,
-        vae::{self, FeatureMap, Vae, to_picture},
+        vae::{FeatureMap, Vae, to_picture},
         vq::VqDecoder,
     },
     ops::ImageOps,
@@ -63,7 +61,7 @@ impl<O: ImageOps> PictureDecoder<O> {
     /// Loads all models of the two directories.
     ///
     /// # Errors
-    /// As the models' `load`; [`Error::Unsupported`] where their sizes do not fit each other.
+    /// As [`DecoderSetup::open`], [`DecoderSetup::weights`] and [`PictureDecoder::load`].
     pub fn open(
         ops: Arc<O>,
         x_omni_dir: &Path,
@@ -71,44 +69,28 @@ impl<O: ImageOps> PictureDecoder<O> {
         config: &XOmniConfig,
         source: WeightsSource,
     ) -> Result<Self> {
-        let transformer_dir = x_omni_dir.join(&config.decoder.model_path);
-        let clip_dir = flux_dir.join("text_encoder");
-        let t5_dir = flux_dir.join("text_encoder_2");
-        let vae_dir = flux_dir.join("vae");
-        let flux = FluxConfig::open(&transformer_dir, config.encoder.z_channels)?;
-        let clip = ClipConfig::open(&clip_dir)?;
-        let t5 = T5Config::open(&t5_dir)?;
-        let vae = VaeConfig::open(&vae_dir)?;
-        check_sizes(config, &flux, &clip, &t5, &vae)?;
+        let setup = DecoderSetup::open(x_omni_dir, flux_dir, config)?;
+        let weights = setup.weights(source)?;
+        Self::load(ops, setup, weights)
+    }
 
-        let clip_tokenizer = ClipTokenizer::open(&flux_dir.join("tokenizer"))?;
-        let t5_tokenizer = T5Tokenizer::open(&flux_dir.join("tokenizer_2"))?;
-        fits(
-            "CLIP vocabulary",
-            clip_tokenizer.vocab() as usize,
-            clip.vocab,
-        )?;
-        fits("T5 vocabulary", t5_tokenizer.vocab() as usize, t5.vocab)?;
-
-        let stem = "diffusion_pytorch_model";
-        let projector = x_omni_dir.join(&config.encoder.projector_path);
-        let projector = source.torch(&projector, "projector")?;
-        let clip_weights = source.safetensors(&clip_dir, "model", "clip")?;
-        let t5_weights = source.safetensors(&t5_dir, "model", "t5")?;
-        let flux_weights = source.safetensors(&transformer_dir, stem, "flux")?;
-        let vae_weights = source.safetensors(&vae_dir, stem, "vae")?;
+    /// Loads all models.
+    ///
+    /// # Errors
+    /// As the models' `load`.
+    pub fn load(ops: Arc<O>, setup: DecoderSetup, weights: DecoderWeights) -> Result<Self> {
         Ok(Self {
-            clip_tokenizer,
-            t5_tokenizer,
-            clip: Clip::load(&*ops, clip_weights, &clip)?,
-            t5: T5::load(&*ops, t5_weights, &t5, T5_LENGTH)?,
-            vq: VqDecoder::load(&*ops, projector, &config.encoder)?,
-            flux: Flux::load(&*ops, flux_weights, &flux)?,
-            vae: Vae::load(&*ops, vae_weights, &vae)?,
-            flow: FlowConfig::open(&flux_dir.join("scheduler"))?,
-            latent_channels: vae.latent_channels,
-            steps: config.decoder.num_inference_steps,
-            cfg_scale: config.decoder.cfg_scale,
+            clip: Clip::load(&*ops, weights.clip, &setup.clip)?,
+            t5: T5::load(&*ops, weights.t5, &setup.t5, T5_LENGTH)?,
+            vq: VqDecoder::load(&*ops, weights.projector, &setup.encoder)?,
+            flux: Flux::load(&*ops, weights.flux, &setup.flux)?,
+            vae: Vae::load(&*ops, weights.vae, &setup.vae)?,
+            clip_tokenizer: setup.clip_tokenizer,
+            t5_tokenizer: setup.t5_tokenizer,
+            flow: setup.flow,
+            latent_channels: setup.vae.latent_channels,
+            steps: setup.steps,
+            cfg_scale: setup.cfg_scale,
             empty_prompt: OnceLock::new(),
             ops,
         })
@@ -250,59 +232,4 @@ fn pair<O: ImageOps>(
     ops.copy_rows(first, 0, &mut both, 0, rows, width)?;
     ops.copy_rows(second, 0, &mut both, rows, rows, width)?;
     Ok(both)
-}
-
-fn check_sizes(
-    config: &XOmniConfig,
-    flux: &FluxConfig,
-    clip: &ClipConfig,
-    t5: &T5Config,
-    vae_config: &VaeConfig,
-) -> Result<()> {
-    let packed = SIDE * SIDE * vae_config.latent_channels;
-    // One SigLIP token a packed latent: anything else would need the grids resampled.
-    equal(
-        "upscale_factor",
-        config.decoder.upscale_factor,
-        SIDE * vae::SCALE,
-    )?;
-    equal("transformer in_channels", flux.in_channels, packed)?;
-    equal("transformer out_channels", flux.out_channels, packed)?;
-    equal(
-        "transformer joint_attention_dim",
-        flux.joint_attention_dim,
-        t5.d_model,
-    )?;
-    equal(
-        "transformer pooled_projection_dim",
-        flux.pooled_projection_dim,
-        clip.hidden,
-    )?;
-    equal(
-        "transformer siglip_channels",
-        flux.siglip_channels,
-        config.encoder.z_channels,
-    )
-}
-
-fn equal(what: &str, value: usize, expected: usize) -> Result<()> {
-    if value == expected {
-        return Ok(());
-    }
-    let reason = format!("must be {expected} to fit the other models");
-    Err(Error::Unsupported {
-        what: format!("{what} {value}"),
-        reason,
-    })
-}
-
-fn fits(what: &str, tokens: usize, rows: usize) -> Result<()> {
-    if tokens <= rows {
-        return Ok(());
-    }
-    let reason = format!("the model has {rows} rows");
-    Err(Error::Unsupported {
-        what: format!("{what} of {tokens} tokens"),
-        reason,
-    })
 }

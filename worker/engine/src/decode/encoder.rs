@@ -1,6 +1,6 @@
 //! The picture encoder: a picture file to tokens.
 
-use std::{path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use super::WeightsSource;
 use crate::{
@@ -21,6 +21,15 @@ pub struct PictureEncoder<O: ImageOps> {
     transform: TransformConfig,
     siglip: Siglip<O>,
     vq: VqEncoder<O>,
+}
+
+impl<O: ImageOps> fmt::Debug for PictureEncoder<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("PictureEncoder");
+        fields
+            .field("transform", &self.transform)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<O: ImageOps> PictureEncoder<O> {

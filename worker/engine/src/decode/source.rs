@@ -16,7 +16,10 @@ pub enum WeightsSource {
 impl WeightsSource {
     /// The weights of `{stem}.safetensors` (sharded or not) in `dir`, or random ones of model
     /// `label`.
-    pub(super) fn safetensors(self, dir: &Path, stem: &str, label: &str) -> Result<Weights> {
+    ///
+    /// # Errors
+    /// As [`Weights::open_safetensors`].
+    pub fn safetensors(self, dir: &Path, stem: &str, label: &str) -> Result<Weights> {
         match self {
             Self::Checkpoint => Weights::open_safetensors(dir, stem),
             Self::Random(seed) => Ok(Weights::random(seed, label)),

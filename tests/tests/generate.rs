@@ -131,13 +131,7 @@ fn control_tokens_in_a_prompt_are_text() {
 fn random_weights_need_no_weight_files() {
     let fixture = Fixture::open();
     let folder = tempfile::tempdir().expect("folder");
-    let is_weight = |name: &str| name.contains(".safetensors") || name.ends_with(".pt");
-    let model = copy(&fixture.x_omni(), &folder.path().join("x-omni"), &|name| {
-        !is_weight(name)
-    });
-    let flux = copy(&fixture.flux(), &folder.path().join("flux"), &|name| {
-        !is_weight(name)
-    });
+    let (model, flux) = without_weights(&fixture, folder.path());
     let draw = |weights: &str| {
         let directories = ["--model", &model, "--flux", &flux];
         let rest = [
@@ -153,6 +147,13 @@ fn random_weights_need_no_weight_files() {
     };
     assert_eq!(draw("random:1"), draw("random:1"));
     assert_ne!(draw("random:1"), draw("random:2"));
+}
+
+/// Copies both directories but for the weight files.
+fn without_weights(fixture: &Fixture, folder: &Path) -> (String, String) {
+    let keep = |name: &str| !name.contains(".safetensors") && !name.ends_with(".pt");
+    let model = copy(&fixture.x_omni(), &folder.join("x-omni"), &keep);
+    (model, copy(&fixture.flux(), &folder.join("flux"), &keep))
 }
 
 /// Copies the files whose names `keep` accepts; returns the target.
@@ -178,7 +179,10 @@ fn copy(from: &Path, to: &Path, keep: &dyn Fn(&str) -> bool) -> String {
 fn bad_input_is_refused_by_name_before_any_work() {
     let long = "x".repeat(32_001);
     let many_tokens = "好".repeat(9000);
-    let cases: [(&[&str], &[&str]); 18] = [
+    let folder_png = tempfile::Builder::new().suffix(".png").tempdir();
+    let folder_png = folder_png.expect("folder");
+    let folder_png = &*folder_png.path().to_string_lossy();
+    let cases: [(&[&str], &[&str]); 25] = [
         (&[""], &["prompt", "empty"]),
         (&["  \n"], &["prompt", "empty"]),
         (&[&long], &["prompt", "32000", "32001"]),
@@ -215,10 +219,33 @@ fn bad_input_is_refused_by_name_before_any_work() {
         ),
         (&["a", "-o", "a.jpg"], &["--output", ".png", "a.jpg"]),
         (&["a", "-o", "/no/such/a.png"], &["--output", "/no/such"]),
+        (&["a", "-o", folder_png], &["--output", "a folder"]),
+        (
+            &["a", "--tp", "3"],
+            &["--tp", "tensor-parallel degree 3", "1, 2, 4 or 8"],
+        ),
+        (&["a", "--tp", "0"], &["--tp", "1, 2, 4 or 8"]),
+        (
+            &["a", "--kv-memory", "0"],
+            &["--kv-memory", "1 to", "got 0"],
+        ),
+        (
+            &["a", "--kv-memory", "18446744073709551615"],
+            &["--kv-memory", "1 to", "18446744073709551615"],
+        ),
+        (
+            &["a", "--kv-memory", "1", "--size", "1024x1024"],
+            &["size", "K/V memory", "positions"],
+        ),
+        (&["a", "--concurrency", "0"], &["--concurrency", "got 0"]),
     ];
     let folder = tempfile::tempdir().expect("folder");
+    // The weights are missing, which nobody may notice before the input is checked.
+    let checkpoint = tempfile::tempdir().expect("folder");
+    let (model, flux) = without_weights(&Fixture::open(), checkpoint.path());
     for (arguments, parts) in cases {
-        let output = generate(folder.path(), arguments);
+        let directories = ["--model", &model, "--flux", &flux];
+        let output = generate(folder.path(), &[arguments, &directories].concat());
         let message = text(&output.stderr);
         let shown: String = format!("{arguments:?}").chars().take(60).collect();
         assert_eq!(output.status.code(), Some(2), "{shown}: {message}");
@@ -231,13 +258,26 @@ fn bad_input_is_refused_by_name_before_any_work() {
 }
 
 #[test]
-fn a_degree_that_cannot_work_is_refused_with_the_reason() {
+fn a_missing_directory_is_refused_by_its_option() {
     let folder = tempfile::tempdir().expect("folder");
-    let output = generate(folder.path(), &["a", "--tp", "3"]);
-    assert_eq!(output.status.code(), Some(1));
-    let message = text(&output.stderr);
-    assert!(message.contains("tensor-parallel degree 3"), "{message}");
-    assert!(message.contains("1, 2, 4 or 8"), "{message}");
+    let fixture = Fixture::open();
+    let (model, flux) = (fixture.x_omni(), fixture.flux());
+    let (model, flux) = (model.to_string_lossy(), flux.to_string_lossy());
+    for (option, model, flux) in [("--model", "/no/such", &*flux), ("--flux", &*model, "/no/such")] {
+        let output = generate(folder.path(), &["a", "--model", model, "--flux", flux]);
+        assert_eq!(output.status.code(), Some(2), "{option}");
+        let message = text(&output.stderr);
+        assert!(message.contains(&format!("{option}: /no/such")), "{message}");
+    }
+}
+
+#[test]
+fn pictures_that_do_not_fit_the_memory_together_are_drawn_one_after_the_other() {
+    let arguments = ["a red fox", "--size", "320x320", "--seed", "7", "--n", "2"];
+    let few_steps = ["--num-inference-steps", "1"];
+    let arguments = [&arguments[..], &few_steps].concat();
+    let small = pictures(&[&arguments[..], &["--kv-memory", "1"]].concat());
+    assert!(small == pictures(&arguments));
 }
 
 #[test]
@@ -268,6 +308,7 @@ fn a_damaged_checkpoint_is_refused_by_file_and_item() {
         spoil("x-omni/tokenizer.json", change);
         spoil("x-omni/model-00002-of-00003.safetensors", change);
         spoil("x-omni/vq_projector.pt", change);
+        spoil("x-omni/siglip_vit.pt", change);
         spoil("flux/text_encoder/model.safetensors", change);
         spoil("flux/tokenizer_2/tokenizer.json", change);
         spoil("flux/vae/diffusion_pytorch_model.safetensors", change);

@@ -218,6 +218,44 @@ proptest! {
     }
 }
 
+/// Attention merges splits of 256 positions: a prompt crosses the first bound, drawing the second.
+#[test]
+fn a_long_sequence_crosses_the_splits_of_attention_alike() {
+    let config = Subject::Fixture.config();
+    let wish = Wish {
+        arrives: 0,
+        prompt: (0..470).map(|p| p * 31).collect(),
+        outputs: 2,
+        tokens: 60,
+        text: false,
+        guided: true,
+        greedy: false,
+        priority: 0,
+        resume: 0,
+    };
+    let mut request = request(5, &wish, &config);
+    request.negative_prompt = request.negative_prompt.map(|ids| ids.repeat(90)); // 270
+    let alone = Subject::Fixture.run_alone(&request);
+    let limits = SchedulerConfig {
+        max_rows: 37,
+        max_sequences: 8,
+        block_size: 7,
+        ..ROOMY
+    };
+    let known = 20;
+    let mut resumed = request.clone();
+    resumed.outputs[0].forced = alone[&(5, 0)].tokens[..known].to_vec();
+    let ranks = Subject::Fixture.run(2, limits, vec![(0, resumed)]);
+    for (index, known) in [(0, known), (1, 0)] {
+        let mut expected = alone[&(5, index)].clone();
+        expected.tokens.drain(..known);
+        expected.log_probs.drain(..known);
+        expected.logits.drain(..known);
+        assert_eq!(expected.tokens.len(), 60 - known);
+        assert_eq!(bits(&ranks[&(5, index)]), bits(&expected), "output {index}");
+    }
+}
+
 /// Prints what is drawn from a fixed seed, for [`the_same_seed_gives_the_same_tokens_in_a_new_process`].
 #[test]
 fn draws_of_a_fixed_seed() {

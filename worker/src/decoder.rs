@@ -127,3 +127,66 @@ impl Drop for LocalDecoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use xomni_engine::{checkpoint::XOmniConfig, decode::WeightsSource, ops::cpu::Cpu, text::Grid};
+
+    use super::*;
+
+    fn decoder() -> LocalDecoder {
+        let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/xomni-tiny");
+        let (x_omni, flux) = (Path::new(tiny).join("x-omni"), Path::new(tiny).join("flux"));
+        let config = XOmniConfig::open(&x_omni).expect("config");
+        let source = WeightsSource::Checkpoint;
+        let decoder =
+            PictureDecoder::open(Arc::new(Cpu::new()), &x_omni, &flux, &config, source);
+        LocalDecoder::start(Arc::new(decoder.expect("decoder"))).expect("thread")
+    }
+
+    fn job(image_index: u32) -> DecodeJob {
+        DecodeJob {
+            request_id: String::new(),
+            attempt: 0,
+            prompt: "a fox".into(),
+            grid: Grid::new(1, 1),
+            seed: 1,
+            image_index,
+            steps: Some(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn more_pictures_than_the_queue_has_places_wait() {
+        let decoder = decoder();
+        let mut pictures = Vec::new();
+        for index in 0..2 * QUEUE as u32 {
+            let (codes, tokens) = oneshot::channel();
+            let stream = decoder.decode(job(index), tokens).await.expect("announced");
+            pictures.push((codes, stream));
+        }
+        let (last, mut stream) = pictures.pop().expect("many");
+        for (codes, _nobody_reads) in pictures {
+            codes.send(vec![0]).expect("wanted");
+        }
+        last.send(vec![0]).expect("wanted");
+        loop {
+            match stream.next().await.expect("no error").expect("a picture") {
+                DecodeEvent::Progress(_) => {}
+                DecodeEvent::Png(png) => return assert!(png.starts_with(b"\x89PNG")),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_decoder_ends_though_announced_pictures_have_no_tokens() {
+        let decoder = decoder();
+        let (codes, tokens) = oneshot::channel();
+        let mut stream = decoder.decode(job(0), tokens).await.expect("announced");
+        drop(decoder);
+        codes.send(vec![0]).expect("still waits");
+        assert!(stream.next().await.expect("no error").is_none());
+    }
+}

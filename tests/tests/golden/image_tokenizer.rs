@@ -1,6 +1,6 @@
 //! Case 05: pictures to tokens, and tokens to the decoder's conditioning.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{cell::Cell, fs, path::Path, sync::Arc};
 
 use serde::Deserialize;
 use xomni_engine::{
@@ -13,7 +13,7 @@ use xomni_engine::{
     text::Grid,
 };
 use xomni_tests::{
-    golden::{Fixture, Tensors, Tolerance},
+    golden::{Fixture, Tolerance},
     layout::channels_first,
 };
 
@@ -120,14 +120,21 @@ fn golden_05_stages() {
     let encoder = encoder(&fixture, WeightsSource::Checkpoint);
     let config = XOmniConfig::open(&fixture.x_omni()).unwrap().transform;
     let tensors = fixture.tensors(CASE);
+    let mut all = 0;
     for case in fixture
         .json::<Golden>(CASE)
         .pictures
         .iter()
         .filter(|case| case.accepted)
     {
+        let compared = Cell::new(0);
         let close = |stage: &str, values: &[f32]| {
-            close_if_given(&tensors, &format!("{}.{stage}", case.name()), values);
+            let tensor = format!("{}.{stage}", case.name());
+            // The fixture holds the inner stages of one picture only.
+            if tensors.contains(&tensor) {
+                tensors.assert_close(&tensor, values, Tolerance::F32);
+                compared.set(compared.get() + 1);
+            }
         };
         let bytes = fs::read(fixture.path(&case.file)).unwrap();
         let pixels = Pixels::from(&preprocess::load(&bytes, &config).unwrap());
@@ -150,13 +157,9 @@ fn golden_05_stages() {
             .project(&ops, &features, grid.tokens())
             .unwrap();
         close("quant_conv", &ops.download(&projected).unwrap());
+        all += compared.get();
     }
-}
-
-fn close_if_given(tensors: &Tensors, tensor: &str, values: &[f32]) {
-    if tensors.contains(tensor) {
-        tensors.assert_close(tensor, values, Tolerance::F32);
-    }
+    assert!(all > 0, "no stage was compared");
 }
 
 #[test]

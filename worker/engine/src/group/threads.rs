@@ -91,30 +91,38 @@ impl ThreadGroup {
     /// What a rank fails with, rather than that the others waited for it; [`Error::GroupLost`] if
     /// ranks end or draw different tokens. The group is of no use then.
     pub fn run(&mut self, step: Arc<Step>) -> Result<StepOutput> {
-        let lost = |rank: usize| Error::GroupLost(format!("rank {rank} has ended"));
         for (index, rank) in self.ranks.iter().enumerate() {
             let sent = rank.steps.as_ref().map(|steps| steps.send(step.clone()));
-            sent.and_then(|sent| sent.ok()).ok_or_else(|| lost(index))?;
+            sent.and_then(|sent| sent.ok()).ok_or_else(|| ended(index))?;
         }
-        let (mut outputs, mut cause, mut waited) = (Vec::new(), None, None);
-        for (index, rank) in self.ranks.iter().enumerate() {
-            match rank.outputs.recv() {
-                Ok(Ok(output)) => outputs.push(output),
-                // The others fail at an exchange with the rank that failed first.
-                Ok(Err(error @ Error::GroupLost(_))) => drop(waited.get_or_insert(error)),
-                Ok(Err(error)) => drop(cause.get_or_insert(error)),
-                Err(_) => drop(cause.get_or_insert_with(|| lost(index))),
-            }
-        }
-        if let Some(error) = cause.or(waited) {
-            return Err(error);
-        }
-        let leader = outputs.swap_remove(0);
-        if outputs.iter().any(|other| other.drawn != leader.drawn) {
-            return Err(Error::GroupLost("ranks drew different tokens".into()));
-        }
-        Ok(leader)
+        agree(self.ranks.iter().map(|rank| rank.outputs.recv().ok()))
     }
+}
+
+/// The output of all ranks; `None` of a rank that has ended.
+fn agree(results: impl Iterator<Item = Option<Result<StepOutput>>>) -> Result<StepOutput> {
+    let (mut outputs, mut cause, mut waited) = (Vec::new(), None, None);
+    for (index, result) in results.enumerate() {
+        match result {
+            Some(Ok(output)) => outputs.push(output),
+            // The others fail at an exchange with the rank that failed first.
+            Some(Err(error @ Error::GroupLost(_))) => drop(waited.get_or_insert(error)),
+            Some(Err(error)) => drop(cause.get_or_insert(error)),
+            None => drop(cause.get_or_insert_with(|| ended(index))),
+        }
+    }
+    if let Some(error) = cause.or(waited) {
+        return Err(error);
+    }
+    let leader = outputs.swap_remove(0);
+    if outputs.iter().any(|other| other.drawn != leader.drawn) {
+        return Err(Error::GroupLost("ranks drew different tokens".into()));
+    }
+    Ok(leader)
+}
+
+fn ended(rank: usize) -> Error {
+    Error::GroupLost(format!("rank {rank} has ended"))
 }
 
 fn spawn<O: TransformerOps>(index: usize, mut rank: Rank<O>) -> Result<RankThread> {
@@ -150,5 +158,28 @@ impl Drop for ThreadGroup {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_told_rather_than_that_others_waited() {
+        let waited = || Some(Err(Error::GroupLost("rank 0 waited in vain".into())));
+        let full = || {
+            Some(Err(Error::Capacity {
+                what: "memory",
+                limit: "1".into(),
+                needed: "2".into(),
+            }))
+        };
+        let told = |results: Vec<Option<Result<StepOutput>>>| {
+            agree(results.into_iter()).expect_err("failed").to_string()
+        };
+        assert!(told(vec![waited(), full(), waited()]).contains("memory is full"));
+        assert!(told(vec![waited(), None]).contains("rank 1 has ended"));
+        assert!(told(vec![Some(Ok(StepOutput::default())), waited()]).contains("in vain"));
     }
 }

@@ -68,12 +68,10 @@ impl Backbone for LocalBackbone {
             frames,
             accepted,
         };
-        let sent = self
-            .submissions
-            .as_ref()
-            .map(|submissions| submissions.send(submission));
-        sent.and_then(|sent| sent.ok())
-            .ok_or_else(|| worker_gone("backbone"))?;
+        let inbox = self.submissions.as_ref();
+        if inbox.is_none_or(|submissions| submissions.send(submission).is_err()) {
+            return Err(worker_gone("backbone"));
+        }
         answer.await.map_err(|_| worker_gone("backbone"))??;
         Ok(JobStream::new(stream))
     }

@@ -238,6 +238,23 @@ async fn a_compaction_during_an_outage_leads_to_a_new_list() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_down_is_passed_over() {
+    let etcd = Etcd::new();
+    let down = "127.0.0.1:1".to_string();
+    let endpoints = [vec![down.clone()], etcd.endpoints(), vec![down]].concat();
+    let cluster = Cluster::connect(&endpoints, "test").expect("cluster");
+    let mut workers = cluster.watch_workers();
+    let registration = cluster.register(worker("a"));
+    until_ids(&mut workers, &["a"]).await;
+    for number in 1..=20 {
+        let epoch = cluster.next_epoch("g", "l", "h:1", 1).await.expect("epoch");
+        assert_eq!(epoch.number, number);
+    }
+    registration.withdraw().await;
+    until_ids(&mut workers, &[]).await;
+}
+
+#[tokio::test]
 async fn unreadable_and_newer_records_harm_nobody() {
     let etcd = Etcd::new();
     let cluster = connect(&etcd);

@@ -78,7 +78,7 @@ impl Cluster {
         let (sender, receiver) = watch::channel(Arc::default());
         let view = |mirror: &Mirror<_>| Arc::new(Membership::of(mirror));
         self.etcd.spawn(follow(
-            self.etcd.client(),
+            self.etcd.members(),
             Range::Folder(folder),
             mirror,
             view,
@@ -101,7 +101,7 @@ impl Cluster {
         };
         let range = Range::Key(self.keys.epoch(group));
         self.etcd
-            .spawn(follow(self.etcd.client(), range, mirror, view, sender));
+            .spawn(follow(self.etcd.members(), range, mirror, view, sender));
         receiver
     }
 
@@ -129,7 +129,13 @@ impl Cluster {
             group_size,
             secret: epoch::secret()?,
         };
-        epoch::take_next(self.etcd.client(), group, &self.keys.epoch(group), proposal).await
+        epoch::take_next(
+            &self.etcd.members(),
+            group,
+            &self.keys.epoch(group),
+            proposal,
+        )
+        .await
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use etcd_client::{Client, Compare, CompareOp, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
 
 use crate::backoff::Backoff;
 use crate::error::ClusterError;
-use crate::etcd::within;
+use crate::etcd::Members;
 use crate::record::EpochRecord;
 
 /// Tries that others may win before this one gives up.
@@ -37,7 +37,7 @@ pub(crate) fn secret() -> Result<String, ClusterError> {
 /// # Errors
 /// As [`crate::Cluster::next_epoch`].
 pub(crate) async fn take_next(
-    client: Client,
+    members: &Members,
     group: &str,
     key: &str,
     proposal: EpochRecord,
@@ -45,7 +45,7 @@ pub(crate) async fn take_next(
     let mut backoff = Backoff::new();
     let mut failures = 0;
     for _ in 0..ATTEMPTS {
-        match try_next(&client, key, &proposal).await {
+        match try_next(members, key, &proposal).await {
             Ok(Some(taken)) => return Ok(taken),
             Ok(None) => {}
             Err(error) if error.retryable() && failures < FAILURES => {
@@ -63,11 +63,13 @@ pub(crate) async fn take_next(
 
 /// One try; `None` if another was first.
 async fn try_next(
-    client: &Client,
+    members: &Members,
     key: &str,
     proposal: &EpochRecord,
 ) -> Result<Option<EpochRecord>, ClusterError> {
-    let answer = within(client.clone().get(key, None)).await?;
+    let answer = members
+        .call(|mut client| async move { client.get(key, None).await })
+        .await?;
     let current = answer.kvs().first();
     let (number, revision) = match current {
         // No key has the revision 0: the comparison is that there is none.
@@ -95,7 +97,9 @@ async fn try_next(
     let transaction = Txn::new()
         .when([Compare::mod_revision(key, CompareOp::Equal, revision)])
         .and_then([TxnOp::put(key, value, None)]);
-    let answer = within(client.clone().txn(transaction)).await?;
+    let answer = members
+        .call(|mut client| async move { client.txn(transaction).await })
+        .await?;
     Ok(answer.succeeded().then_some(next))
 }
 

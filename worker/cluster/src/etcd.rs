@@ -1,7 +1,8 @@
 //! The connection with etcd, and the thread that everything to do with it runs on.
 
 use std::future::Future;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -15,30 +16,83 @@ use crate::error::ClusterError;
 /// A member that takes no connection for so long is passed over.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// An answer that takes longer is taken for none.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// How a watch whose connection died silently is noticed. etcd refuses clients that ping more
 /// often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A client of etcd on a thread of its own, so that a process whose other threads are busy or
+/// The members of etcd, one client each. Calls go to one of them until it fails.
+pub(crate) struct Members {
+    clients: Vec<Client>,
+    chosen: AtomicUsize,
+}
+
+impl Members {
+    /// A client each. Nothing is connected yet, but the connections will belong to the runtime that
+    /// this runs on.
+    async fn new(endpoints: &[String]) -> Result<Self, ClusterError> {
+        let refused = |reason: String| ClusterError::Endpoints {
+            endpoints: endpoints.to_vec(),
+            reason,
+        };
+        if endpoints.is_empty() {
+            return Err(refused("none is given".into()));
+        }
+        let mut clients = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let client = Client::connect([endpoint], Some(options())).await;
+            clients.push(client.map_err(|error| refused(error.to_string()))?);
+        }
+        Ok(Self {
+            clients,
+            chosen: AtomicUsize::new(0),
+        })
+    }
+
+    /// Calls a member and gives it [`REQUEST_TIMEOUT`]. If it does not do, the next call goes to
+    /// the next member.
+    ///
+    /// # Errors
+    /// Those of the call, and [`ClusterError::Timeout`].
+    pub(crate) async fn call<T, F>(&self, call: impl FnOnce(Client) -> F) -> Result<T, ClusterError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let chosen = self.chosen.load(Ordering::Relaxed);
+        let client = self.clients[chosen].clone();
+        let error = match tokio::time::timeout(REQUEST_TIMEOUT, call(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error.into(),
+            Err(_) => ClusterError::Timeout(REQUEST_TIMEOUT),
+        };
+        if error.retryable() && !error.is_not_found() {
+            let next = (chosen + 1) % self.clients.len();
+            // Fails if another call already went on.
+            let _ =
+                self.chosen
+                    .compare_exchange(chosen, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Err(error)
+    }
+}
+
+impl std::fmt::Debug for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Members")
+            .field("count", &self.clients.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reaches etcd from a thread of its own, so that a process whose other threads are busy or
 /// blocked keeps its leases. What runs on the thread ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Etcd {
-    client: ClientHandle,
+    members: Arc<Members>,
     runtime: runtime::Handle,
     /// Dropped, it ends the thread.
     _stop: oneshot::Sender<()>,
-}
-
-/// [`Client`] does not say what it is when it is printed.
-#[derive(Clone)]
-struct ClientHandle(Client);
-
-impl std::fmt::Debug for ClientHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").finish_non_exhaustive()
-    }
 }
 
 impl Etcd {
@@ -50,44 +104,39 @@ impl Etcd {
     pub(crate) fn new(endpoints: &[String]) -> Result<Self, ClusterError> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = mpsc::sync_channel(1);
-        let addresses = endpoints.to_vec();
+        let endpoints = endpoints.to_vec();
+        let serve = move || {
+            let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(ready.send(Err(ClusterError::Thread(error)))),
+            };
+            runtime.block_on(async {
+                let members = Members::new(&endpoints).await;
+                let handle = runtime.handle().clone();
+                let usable = members.is_ok();
+                if ready.send(members.map(|members| (members, handle))).is_ok() && usable {
+                    // Ends with an error, when the other half is dropped.
+                    let _ = stopped.await;
+                }
+            });
+        };
         thread::Builder::new()
             .name("etcd".into())
-            .spawn(move || {
-                let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
-                    Ok(runtime) => runtime,
-                    Err(error) => return drop(ready.send(Err(ClusterError::Thread(error)))),
-                };
-                runtime.block_on(async {
-                    // This only builds the channels: nothing is connected yet.
-                    let client = Client::connect(&addresses, Some(options())).await;
-                    let started = client
-                        .map(|client| (ClientHandle(client), runtime::Handle::current()))
-                        .map_err(|error| ClusterError::Endpoints {
-                            endpoints: addresses,
-                            reason: error.to_string(),
-                        });
-                    let usable = started.is_ok();
-                    if ready.send(started).is_ok() && usable {
-                        // Ends with an error, when the other half is dropped.
-                        let _ = stopped.await;
-                    }
-                });
-            })
+            .spawn(serve)
             .map_err(ClusterError::Thread)?;
-        let (client, runtime) = started
+        let (members, runtime) = started
             .recv()
             .map_err(|error| ClusterError::Thread(std::io::Error::other(error)))??;
         Ok(Self {
-            client,
+            members: Arc::new(members),
             runtime,
             _stop: stop,
         })
     }
 
-    /// A client to call; calls belong inside [`within`].
-    pub(crate) fn client(&self) -> Client {
-        self.client.0.clone()
+    /// The members, to call.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.clone()
     }
 
     /// Runs a task on etcd's thread, until it ends or this is dropped.
@@ -105,17 +154,4 @@ fn options() -> ConnectOptions {
         .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
         // A member cut off from the others would keep a watch open and silent.
         .with_require_leader(true)
-}
-
-/// Gives a call of etcd's client [`REQUEST_TIMEOUT`].
-///
-/// # Errors
-/// Those of the call, and [`ClusterError::Timeout`].
-pub(crate) async fn within<T>(
-    call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, ClusterError> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(ClusterError::Timeout(REQUEST_TIMEOUT)),
-    }
 }

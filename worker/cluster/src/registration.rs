@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, PutOptions};
+use etcd_client::PutOptions;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::error::ClusterError;
-use crate::etcd::{Etcd, within};
+use crate::etcd::{Etcd, Members};
 use crate::record::WorkerRecord;
 
 /// A lease outlives this many keep-alives but one that fail.
@@ -44,7 +44,7 @@ impl Registration {
         let (record, records) = watch::channel(record);
         let (withdraw, withdrawn) = oneshot::channel();
         let keeper = Keeper {
-            client: etcd.client(),
+            members: etcd.members(),
             key,
             lease,
             record: records,
@@ -88,7 +88,7 @@ impl Registration {
 
 /// Owns the lease.
 struct Keeper {
-    client: Client,
+    members: Arc<Members>,
     key: String,
     lease: Duration,
     record: watch::Receiver<WorkerRecord>,
@@ -147,7 +147,9 @@ impl Keeper {
         };
         if Instant::now() >= held.due {
             // A stream for one keep-alive, so that none is open to a member that is gone.
-            within(self.client.lease_keep_alive(held.id)).await?;
+            self.members
+                .call(|mut client| async move { client.lease_keep_alive(held.id).await })
+                .await?;
             held.due = Instant::now() + held.period;
             self.held = Some(held);
         }
@@ -175,7 +177,10 @@ impl Keeper {
 
     async fn grant(&mut self) -> Result<Held, ClusterError> {
         let seconds = i64::try_from(self.lease.as_secs().max(1)).unwrap_or(i64::MAX);
-        let granted = within(self.client.lease_grant(seconds, None)).await?;
+        let granted = self
+            .members
+            .call(|mut client| async move { client.lease_grant(seconds, None).await })
+            .await?;
         let granted_for = Duration::from_secs(granted.ttl().max(1).unsigned_abs());
         let period = granted_for / KEEP_ALIVES_A_LEASE;
         let held = Held {
@@ -196,14 +201,20 @@ impl Keeper {
             }
         })?;
         let options = PutOptions::new().with_lease(lease);
-        within(self.client.put(self.key.as_str(), value, Some(options))).await?;
+        let key = self.key.as_str();
+        self.members
+            .call(|mut client| async move { client.put(key, value, Some(options)).await })
+            .await?;
         Ok(())
     }
 
     async fn revoke(&mut self, lease: i64) {
         let mut backoff = Backoff::new();
         for tries_left in (0..REVOCATIONS).rev() {
-            match within(self.client.lease_revoke(lease)).await {
+            let revoked = self
+                .members
+                .call(|mut client| async move { client.lease_revoke(lease).await });
+            match revoked.await {
                 Ok(_) => return,
                 Err(error) if error.is_not_found() => return,
                 Err(error) if tries_left == 0 => {

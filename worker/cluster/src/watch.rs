@@ -1,12 +1,14 @@
 //! Lists and watches keys of etcd on behalf of a [`Mirror`], for ever.
 
-use etcd_client::{Client, EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
+use std::sync::Arc;
+
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::watch::Sender;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::error::ClusterError;
-use crate::etcd::within;
+use crate::etcd::Members;
 use crate::mirror::{Change, Entry, Event, Mirror, Plan};
 
 /// What is watched.
@@ -21,7 +23,7 @@ pub(crate) enum Range {
 /// Drives a mirror and publishes its `view` whenever that may have changed. Ends when nobody
 /// listens any more.
 pub(crate) async fn follow<R, V>(
-    client: Client,
+    members: Arc<Members>,
     range: Range,
     mirror: Mirror<R>,
     view: impl Fn(&Mirror<R>) -> V,
@@ -29,7 +31,7 @@ pub(crate) async fn follow<R, V>(
 ) {
     let listeners = sender.clone();
     let mut follower = Follower {
-        client,
+        members,
         range,
         mirror,
         view,
@@ -43,7 +45,7 @@ pub(crate) async fn follow<R, V>(
 }
 
 struct Follower<R, V, F> {
-    client: Client,
+    members: Arc<Members>,
     range: Range,
     mirror: Mirror<R>,
     view: F,
@@ -59,9 +61,9 @@ impl<R, V, F: Fn(&Mirror<R>) -> V> Follower<R, V, F> {
             let result = match self.mirror.plan() {
                 Plan::List => self.list().await,
                 Plan::Watch { from } => match self.open(from).await {
-                    Ok(stream) => {
+                    Ok((stream, first)) => {
                         backoff.reset();
-                        self.watch(stream).await
+                        self.watch(stream, first).await
                     }
                     Err(error) => Err(error),
                 },
@@ -82,25 +84,40 @@ impl<R, V, F: Fn(&Mirror<R>) -> V> Follower<R, V, F> {
             Range::Key(key) => (key.as_str(), GetOptions::new()),
             Range::Folder(prefix) => (prefix.as_str(), GetOptions::new().with_prefix()),
         };
-        let answer = within(self.client.get(key, Some(options))).await?;
+        let answer = self
+            .members
+            .call(|mut client| async move { client.get(key, Some(options)).await })
+            .await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         let entries = answer.kvs().iter().map(entry).collect();
         self.apply(Event::Snapshot { revision, entries });
         Ok(())
     }
 
-    async fn open(&mut self, from: i64) -> Result<WatchStream, ClusterError> {
+    /// A watch and the first that it sends.
+    async fn open(
+        &mut self,
+        from: i64,
+    ) -> Result<(WatchStream, Option<WatchResponse>), ClusterError> {
         let options = WatchOptions::new().with_start_revision(from);
         let (key, options) = match &self.range {
             Range::Key(key) => (key.as_str(), options),
             Range::Folder(prefix) => (prefix.as_str(), options.with_prefix()),
         };
-        within(self.client.watch(key, Some(options))).await
+        let open = self.members.call(|mut client| async move {
+            let mut stream = client.watch(key, Some(options)).await?;
+            let first = stream.message().await?;
+            Ok((stream, first))
+        });
+        open.await
     }
 
     /// Until the watch is to be planned anew (`Ok`), or is lost.
-    async fn watch(&mut self, mut stream: WatchStream) -> Result<(), ClusterError> {
-        let mut answer = within(stream.message()).await?;
+    async fn watch(
+        &mut self,
+        mut stream: WatchStream,
+        mut answer: Option<WatchResponse>,
+    ) -> Result<(), ClusterError> {
         while let Some(response) = answer {
             if response.canceled() {
                 if response.compact_revision() > 0 {

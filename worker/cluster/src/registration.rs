@@ -127,6 +127,7 @@ impl Keeper {
                 Err(error) if error.is_not_found() => {
                     warn!(key = self.key, "lease lost, registering anew");
                     self.held = None;
+                    backoff.wait().await;
                 }
                 Err(error) => {
                     if !self.away {

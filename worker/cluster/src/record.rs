@@ -1,7 +1,7 @@
 //! What stands in etcd, as JSON. Fields may be added, never changed: two adjacent versions of the
 //! software read each other's records.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Names the keys of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,11 +99,17 @@ pub struct Load {
     /// Work known to be outstanding: rows of a backbone, denoising steps of a decoder.
     pub backlog: u64,
     /// Work done a second, lately; 0: not known.
+    #[serde(deserialize_with = "rate")]
     pub rate: f64,
     /// K/V blocks, all and free (backbone only).
     pub kv_blocks: u64,
     /// Free K/V blocks.
     pub kv_blocks_free: u64,
+}
+
+/// JSON has no infinities: what was none of its numbers was written as `null`, and is not known.
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// One life of a backbone group.
@@ -133,5 +139,16 @@ mod tests {
             "backlog":0,"rate":0.5,"kv_blocks":0,"kv_blocks_free":0},"colour":"blue"}"#;
         let record: WorkerRecord = serde_json::from_str(text).expect("readable");
         assert!(matches!(record.role, Role::Backbone { epoch: 3, .. }));
+    }
+    #[test]
+    fn a_rate_that_is_no_number_is_not_known() {
+        let load = Load {
+            rate: f64::NAN,
+            queued: 3,
+            ..Load::default()
+        };
+        let text = serde_json::to_string(&load).expect("written");
+        let read: Load = serde_json::from_str(&text).expect("readable");
+        assert_eq!(read, Load { rate: 0.0, ..load });
     }
 }

@@ -263,11 +263,17 @@ fn a_missing_directory_is_refused_by_its_option() {
     let fixture = Fixture::open();
     let (model, flux) = (fixture.x_omni(), fixture.flux());
     let (model, flux) = (model.to_string_lossy(), flux.to_string_lossy());
-    for (option, model, flux) in [("--model", "/no/such", &*flux), ("--flux", &*model, "/no/such")] {
+    for (option, model, flux) in [
+        ("--model", "/no/such", &*flux),
+        ("--flux", &*model, "/no/such"),
+    ] {
         let output = generate(folder.path(), &["a", "--model", model, "--flux", flux]);
         assert_eq!(output.status.code(), Some(2), "{option}");
         let message = text(&output.stderr);
-        assert!(message.contains(&format!("{option}: /no/such")), "{message}");
+        assert!(
+            message.contains(&format!("{option}: /no/such")),
+            "{message}"
+        );
     }
 }
 

@@ -141,8 +141,7 @@ mod tests {
         let (x_omni, flux) = (Path::new(tiny).join("x-omni"), Path::new(tiny).join("flux"));
         let config = XOmniConfig::open(&x_omni).expect("config");
         let source = WeightsSource::Checkpoint;
-        let decoder =
-            PictureDecoder::open(Arc::new(Cpu::new()), &x_omni, &flux, &config, source);
+        let decoder = PictureDecoder::open(Arc::new(Cpu::new()), &x_omni, &flux, &config, source);
         LocalDecoder::start(Arc::new(decoder.expect("decoder"))).expect("thread")
     }
 

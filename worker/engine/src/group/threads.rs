@@ -93,7 +93,8 @@ impl ThreadGroup {
     pub fn run(&mut self, step: Arc<Step>) -> Result<StepOutput> {
         for (index, rank) in self.ranks.iter().enumerate() {
             let sent = rank.steps.as_ref().map(|steps| steps.send(step.clone()));
-            sent.and_then(|sent| sent.ok()).ok_or_else(|| ended(index))?;
+            sent.and_then(|sent| sent.ok())
+                .ok_or_else(|| ended(index))?;
         }
         agree(self.ranks.iter().map(|rank| rank.outputs.recv().ok()))
     }

@@ -7,3 +7,4 @@ pub mod api;
 pub mod backbone;
 pub mod decoder;
 pub mod local;
+pub mod roles;

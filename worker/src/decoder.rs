@@ -42,7 +42,10 @@ impl LocalDecoder {
             .name("decoder".into())
             .spawn(work)
             .map_err(|error| Error::GroupLost(format!("no thread for the decoder: {error}")))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -61,7 +64,9 @@ fn run<O: ImageOps>(
         ControlFlow::Continue(())
     };
     let picture = decoder.decode(spec, &mut progress);
-    let png = picture.and_then(|picture| png::encode(&picture)).map(DecodeEvent::Png);
+    let png = picture
+        .and_then(|picture| png::encode(&picture))
+        .map(DecodeEvent::Png);
     // The last place in the channel is the picture's; a reader that is gone needs none.
     let _ = events.blocking_send(png);
 }

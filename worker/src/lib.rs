@@ -8,3 +8,4 @@ pub mod backbone;
 pub mod decoder;
 pub mod local;
 pub mod roles;
+pub mod telemetry;

@@ -208,7 +208,10 @@ impl PlanReader {
             .get(sample.row as usize)
             .and_then(|row| self.sequences.get(&row.slot));
         if !sequence.is_some_and(|sequence| sequence.draws) {
-            return wrong(format!("row {} draws from an unconditional slot", sample.row));
+            return wrong(format!(
+                "row {} draws from an unconditional slot",
+                sample.row
+            ));
         }
         Ok(Sample {
             row: sample.row,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use xomni_cluster::record::EpochRecord;
+use xomni_cluster::{Cluster, ClusterError, record::EpochRecord};
 
 /// Hands out the epochs of groups, each number once.
 pub trait EpochStore: Clone + Send + Sync + 'static {
@@ -66,5 +66,23 @@ impl EpochStore for LoneStore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .subscribe()
+    }
+}
+
+impl EpochStore for Cluster {
+    type Error = ClusterError;
+
+    async fn next_epoch(
+        &self,
+        group: &str,
+        leader: &str,
+        address: &str,
+        group_size: u32,
+    ) -> Result<EpochRecord, Self::Error> {
+        Self::next_epoch(self, group, leader, address, group_size).await
+    }
+
+    fn watch_epoch(&self, group: &str) -> watch::Receiver<Option<EpochRecord>> {
+        Self::watch_epoch(self, group)
     }
 }

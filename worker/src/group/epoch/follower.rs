@@ -4,9 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use xomni_engine::schedule::Step;
 
-use super::{
-    EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, Stage, ToFollower, ToLeader,
-};
+use super::{EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, Stage, ToFollower, ToLeader};
 
 /// What a follower has to do, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,7 +107,9 @@ impl FollowerEpoch {
         }
         if !(1..=self.member.blocks).contains(&formation.blocks) {
             let (blocks, room) = (formation.blocks, self.member.blocks);
-            return Err(format!("{blocks} K/V blocks where there is room for {room}"));
+            return Err(format!(
+                "{blocks} K/V blocks where there is room for {room}"
+            ));
         }
         Ok(())
     }

@@ -9,7 +9,9 @@ use std::{
 use sha2::{Digest, Sha256};
 use xomni_engine::schedule::Step;
 
-use super::{EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, STEP, Stage, ToFollower, ToLeader};
+use super::{
+    EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, STEP, Stage, ToFollower, ToLeader,
+};
 
 /// Names a connection of a follower within an epoch.
 pub type PeerId = u64;
@@ -173,7 +175,10 @@ impl LeaderEpoch {
         }
         if member.protocol_version != own.protocol_version {
             let versions = (member.protocol_version, own.protocol_version);
-            return Err(format!("protocol version {} is not {}", versions.0, versions.1));
+            return Err(format!(
+                "protocol version {} is not {}",
+                versions.0, versions.1
+            ));
         }
         if member.fingerprint != own.fingerprint {
             let (theirs, ours) = (&member.fingerprint, &own.fingerprint);
@@ -211,7 +216,11 @@ impl LeaderEpoch {
                 .iter()
                 .flat_map(|member| member.collective.iter().cloned())
                 .collect(),
-            blocks: members.iter().map(|member| member.blocks).min().unwrap_or(0),
+            blocks: members
+                .iter()
+                .map(|member| member.blocks)
+                .min()
+                .unwrap_or(0),
         };
         self.stage = Stage::Joined;
         self.since = now;

@@ -2,6 +2,8 @@
 //! runs of a fixture's backbone, and the real binaries.
 
 pub mod backbone;
+pub mod etcd;
 pub mod golden;
 pub mod layout;
 pub mod process;
+pub mod relay;

@@ -82,9 +82,12 @@ pub(crate) struct Unreadable {
     pub(crate) reason: String,
 }
 
+/// Makes a record of a key and its value, or says why it is none.
+type Read<R> = Box<dyn Fn(&str, &[u8]) -> Result<R, String> + Send + Sync>;
+
 /// The records under some keys. It changes by what etcd says alone: while etcd is away it stays.
 pub(crate) struct Mirror<R> {
-    read: Box<dyn Fn(&str, &[u8]) -> Result<R, String> + Send + Sync>,
+    read: Read<R>,
     records: BTreeMap<String, Kept<R>>,
     unreadable: BTreeSet<String>,
     /// All changes up to this one are in.

@@ -34,6 +34,9 @@ impl CliError {
 
     /// A function that attaches `path` to an IO error.
     pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::File { path: path.into(), source }
+        move |source| Self::File {
+            path: path.into(),
+            source,
+        }
     }
 }

@@ -92,8 +92,11 @@ fn weights(text: &str) -> Result<WeightsSource, String> {
     if text == "checkpoint" {
         return Ok(WeightsSource::Checkpoint);
     }
-    let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
-    seed.map(WeightsSource::Random).ok_or_else(|| "must be checkpoint or random:SEED".into())
+    let seed = text
+        .strip_prefix("random:")
+        .and_then(|seed| seed.parse().ok());
+    seed.map(WeightsSource::Random)
+        .ok_or_else(|| "must be checkpoint or random:SEED".into())
 }
 
 type LocalPipeline = Pipeline<LocalBackbone, LocalDecoder>;
@@ -103,7 +106,9 @@ impl Generate {
     pub async fn run(self) -> Result<(), CliError> {
         output::check(&self.output)?;
         if self.concurrency == Some(0) {
-            return Err(CliError::Argument("--concurrency: must be at least 1, got 0".into()));
+            return Err(CliError::Argument(
+                "--concurrency: must be at least 1, got 0".into(),
+            ));
         }
         let tiny = Path::new(TINY);
         let model = self.model.clone().unwrap_or_else(|| tiny.join("x-omni"));
@@ -112,7 +117,9 @@ impl Generate {
         let limits = Limits::new(&config, &GenerationConfig::open(&model, &config)?);
         let jobs = self.jobs(&limits)?;
         if self.model.is_none() {
-            eprintln!("no --model: drawing with the tiny test checkpoint, whose pictures are noise");
+            eprintln!(
+                "no --model: drawing with the tiny test checkpoint, whose pictures are noise"
+            );
         }
 
         let start = Instant::now();
@@ -127,9 +134,10 @@ impl Generate {
         let opened = tokio::task::spawn_blocking(move || LocalModel::open(&local)).await;
         let model = opened.map_err(|error| CliError::Argument(error.to_string()))??;
         let loaded_in = start.elapsed();
-        let steps = self.num_inference_steps.unwrap_or(config.decoder.num_inference_steps);
-        let pipeline =
-            Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
+        let steps = self
+            .num_inference_steps
+            .unwrap_or(config.decoder.num_inference_steps);
+        let pipeline = Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
         self.draw(Arc::new(pipeline), jobs, steps, loaded_in).await
     }
 
@@ -212,7 +220,10 @@ impl Generate {
         }
         println!("{summary}");
         for picture in 0..pictures {
-            println!("{}", output::numbered(&self.output, picture, pictures).display());
+            println!(
+                "{}",
+                output::numbered(&self.output, picture, pictures).display()
+            );
         }
         println!("seed {seed}");
         Ok(())

@@ -30,19 +30,29 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     {
         use std::{fs::Permissions, os::unix::fs::PermissionsExt};
         let readable = Permissions::from_mode(0o644);
-        file.as_file().set_permissions(readable).map_err(CliError::file(path))?;
+        file.as_file()
+            .set_permissions(readable)
+            .map_err(CliError::file(path))?;
     }
-    file.persist(path).map_err(|error| CliError::file(path)(error.error))?;
+    file.persist(path)
+        .map_err(|error| CliError::file(path)(error.error))?;
     Ok(())
 }
 
 /// Refuses, before any work, a path that cannot be written later.
 pub fn check(path: &Path) -> Result<(), CliError> {
-    if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+    if path
+        .extension()
+        .is_none_or(|extension| !extension.eq_ignore_ascii_case("png"))
+    {
         let name = path.display();
-        return Err(CliError::Argument(format!("--output: must end in .png, got {name}")));
+        return Err(CliError::Argument(format!(
+            "--output: must end in .png, got {name}"
+        )));
     }
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     match folder {
         Some(folder) if !folder.is_dir() => {
             let name = folder.display();

@@ -40,7 +40,9 @@ impl Tracker {
         };
         let bars = MultiProgress::new();
         let bar = |len: usize, name: &'static str, unit: &str| {
-            let bar = ProgressBar::new(len as u64).with_style(style(unit)).with_prefix(name);
+            let bar = ProgressBar::new(len as u64)
+                .with_style(style(unit))
+                .with_prefix(name);
             bars.add(bar)
         };
         Self {
@@ -61,7 +63,8 @@ impl Tracker {
             ImageEvent::Tokens { index, done, .. } => {
                 self.drawn.insert((request, *index), *done);
                 self.last_token = Some(now);
-                self.tokens.set_position(self.drawn.values().sum::<usize>() as u64);
+                self.tokens
+                    .set_position(self.drawn.values().sum::<usize>() as u64);
             }
             ImageEvent::Decoding { index, stage } => {
                 let part = match stage {
@@ -90,7 +93,9 @@ impl Tracker {
     pub fn finish(self, loaded_in: Duration) -> String {
         self.tokens.finish_and_clear();
         self.denoise.finish_and_clear();
-        let drawn_in = self.last_token.map_or(Duration::ZERO, |last| last - self.start);
+        let drawn_in = self
+            .last_token
+            .map_or(Duration::ZERO, |last| last - self.start);
         let tokens: usize = self.drawn.values().sum();
         let speed = tokens as f64 / drawn_in.as_secs_f64().max(1e-9);
         let [encode, denoise, vae] = self.spent;
@@ -98,12 +103,18 @@ impl Tracker {
             ("load", loaded_in, String::new()),
             ("tokens", drawn_in, format!("{tokens} tokens, {speed:.0}/s")),
             ("encode", encode, "text encoders and tokens".into()),
-            ("denoise", denoise, format!("{} steps", self.denoise.position())),
+            (
+                "denoise",
+                denoise,
+                format!("{} steps", self.denoise.position()),
+            ),
             ("vae", vae, "latents to PNG".into()),
             ("total", loaded_in + self.start.elapsed(), String::new()),
         ];
         let line = |(name, time, note): &(&str, Duration, String)| {
-            format!("{name:>8} {:7.2} s  {note}", time.as_secs_f64()).trim_end().to_owned()
+            format!("{name:>8} {:7.2} s  {note}", time.as_secs_f64())
+                .trim_end()
+                .to_owned()
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")
     }

@@ -14,15 +14,23 @@ struct Line {
 /// The prompts of a JSONL file; blank lines are skipped.
 pub fn read(path: &Path) -> Result<Vec<String>, CliError> {
     let text = std::fs::read_to_string(path).map_err(CliError::file(path))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
     let prompts = lines.map(|(number, line)| {
-        serde_json::from_str(line).map(|Line { prompt }| prompt).map_err(|error| {
-            CliError::Argument(format!("{}:{}: {error}", path.display(), number + 1))
-        })
+        serde_json::from_str(line)
+            .map(|Line { prompt }| prompt)
+            .map_err(|error| {
+                CliError::Argument(format!("{}:{}: {error}", path.display(), number + 1))
+            })
     });
     let prompts: Vec<String> = prompts.collect::<Result<_, _>>()?;
     if prompts.is_empty() {
-        return Err(CliError::Argument(format!("{}: no prompts", path.display())));
+        return Err(CliError::Argument(format!(
+            "{}: no prompts",
+            path.display()
+        )));
     }
     Ok(prompts)
 }

@@ -90,8 +90,17 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         let mut decodes = JoinSet::new();
         for decode in self.decode_jobs(&job)? {
             let (tokens, codes) = oneshot::channel();
-            drawing.push(Some(Drawing { codes: Vec::with_capacity(total), tokens }));
-            decodes.spawn(develop(self.decoder.clone(), decode, codes, start, events.clone()));
+            drawing.push(Some(Drawing {
+                codes: Vec::with_capacity(total),
+                tokens,
+            }));
+            decodes.spawn(develop(
+                self.decoder.clone(),
+                decode,
+                codes,
+                start,
+                events.clone(),
+            ));
         }
         let mut unfinished = drawing.len();
         while unfinished > 0 {
@@ -123,7 +132,9 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
 
     fn decode_jobs(&self, job: &ImageJob) -> Result<Vec<DecodeJob>> {
         // What the decoder is told is the text that the backbone sees, read back from its tokens.
-        let prompt = self.tokenizer.decode(&self.tokenizer.encode_text(&job.prompt)?, false);
+        let prompt = self
+            .tokenizer
+            .decode(&self.tokenizer.encode_text(&job.prompt)?, false);
         let decode = |image_index| DecodeJob {
             request_id: job.request_id.clone(),
             attempt: 0,
@@ -214,7 +225,13 @@ async fn develop<D: Decoder>(
             }
             DecodeEvent::Png(png) => {
                 let decoded_in = start.elapsed() - drawn_after;
-                let image = Image { index, png, codes, drawn_after, decoded_in };
+                let image = Image {
+                    index,
+                    png,
+                    codes,
+                    drawn_after,
+                    decoded_in,
+                };
                 return send(&events, ImageEvent::Done(image)).await;
             }
         }

@@ -52,7 +52,10 @@ impl LocalBackbone {
             .name("backbone".into())
             .spawn(move || service.run())
             .map_err(|error| Error::GroupLost(format!("no thread for the backbone: {error}")))?;
-        Ok(Self { submissions: Some(submissions), thread: Some(thread) })
+        Ok(Self {
+            submissions: Some(submissions),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -60,9 +63,15 @@ impl Backbone for LocalBackbone {
     async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
         let (frames, stream) = mpsc::channel(FRAMES_IN_FLIGHT);
         let (accepted, answer) = oneshot::channel();
-        let submission = Submission { job, frames, accepted };
-        let sent = self.submissions.as_ref().map(|submissions| submissions.send(submission));
-        sent.and_then(|sent| sent.ok()).ok_or_else(|| worker_gone("backbone"))?;
+        let submission = Submission {
+            job,
+            frames,
+            accepted,
+        };
+        let inbox = self.submissions.as_ref();
+        if inbox.is_none_or(|submissions| submissions.send(submission).is_err()) {
+            return Err(worker_gone("backbone"));
+        }
         answer.await.map_err(|_| worker_gone("backbone"))??;
         Ok(JobStream::new(stream))
     }
@@ -92,7 +101,13 @@ impl Client {
         let found = self.pending.iter().position(|frame| frame.output == output);
         let index = found.unwrap_or_else(|| {
             let (tokens, log_probs) = (vec![], vec![]);
-            self.pending.push(TokenFrame { output, first, tokens, log_probs, finished: None });
+            self.pending.push(TokenFrame {
+                output,
+                first,
+                tokens,
+                log_probs,
+                finished: None,
+            });
             self.pending.len() - 1
         });
         &mut self.pending[index]
@@ -134,7 +149,9 @@ impl Service {
     fn receive(&mut self) -> bool {
         if self.scheduler.load() == (0, 0) {
             let first = if self.clients.is_empty() {
-                self.inbox.recv().map_err(|_| sync_mpsc::RecvTimeoutError::Disconnected)
+                self.inbox
+                    .recv()
+                    .map_err(|_| sync_mpsc::RecvTimeoutError::Disconnected)
             } else {
                 self.inbox.recv_timeout(FLUSH_INTERVAL)
             };
@@ -153,7 +170,14 @@ impl Service {
         }
     }
 
-    fn submit(&mut self, Submission { job, frames, accepted }: Submission) {
+    fn submit(
+        &mut self,
+        Submission {
+            job,
+            frames,
+            accepted,
+        }: Submission,
+    ) {
         let id = self.next_id;
         self.next_id += 1;
         let client = Client {
@@ -203,8 +227,16 @@ impl Service {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Token { request, output, n, token, log_prob } => {
-                let Some(client) = self.clients.get_mut(&request) else { return };
+            Event::Token {
+                request,
+                output,
+                n,
+                token,
+                log_prob,
+            } => {
+                let Some(client) = self.clients.get_mut(&request) else {
+                    return;
+                };
                 let with_log_prob = client.log_probs;
                 let frame = client.frame(output, n);
                 frame.tokens.push(token);
@@ -212,13 +244,21 @@ impl Service {
                     frame.log_probs.push(log_prob);
                 }
             }
-            Event::Finished { request, output, reason } => {
-                let Some(client) = self.clients.get_mut(&request) else { return };
+            Event::Finished {
+                request,
+                output,
+                reason,
+            } => {
+                let Some(client) = self.clients.get_mut(&request) else {
+                    return;
+                };
                 client.unfinished -= 1;
                 client.frame(output, 0).finished = Some(reason);
             }
             Event::Aborted { request, reason } => {
-                let Some(client) = self.clients.remove(&request) else { return };
+                let Some(client) = self.clients.remove(&request) else {
+                    return;
+                };
                 let error = match reason {
                     AbortReason::Cancelled => Error::Cancelled,
                     AbortReason::Deadline => Error::DeadlineExceeded,
@@ -231,7 +271,9 @@ impl Service {
     /// Ends every request with the reason the group was lost.
     fn fail(&mut self, error: &Error) {
         for (_, client) in self.clients.drain() {
-            let _ = client.frames.try_send(Err(Error::GroupLost(error.to_string())));
+            let _ = client
+                .frames
+                .try_send(Err(Error::GroupLost(error.to_string())));
         }
     }
 }

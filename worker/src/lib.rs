@@ -12,3 +12,4 @@ pub mod decoder;
 pub mod local;
 pub mod roles;
 pub mod serve;
+pub mod telemetry;

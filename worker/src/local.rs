@@ -78,8 +78,7 @@ impl LocalModel {
             keep_logits: false,
         };
         let group = ThreadGroup::start(&ops, &config.backbone, weights, &group)?;
-        let decoder =
-            PictureDecoder::open(ops, &local.model, &local.flux, &config, local.weights)?;
+        let decoder = PictureDecoder::open(ops, &local.model, &local.flux, &config, local.weights)?;
         Ok(Self {
             backbone: LocalBackbone::start(scheduler, group)?,
             decoder: LocalDecoder::start(Arc::new(decoder))?,

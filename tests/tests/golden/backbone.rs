@@ -126,29 +126,21 @@ fn check_layers(model: &Model, ids: &[u32], expected: &Tensors) {
     assert_eq!(seen, layers + 1);
 
     for layer in 0..layers {
-        let read: Vec<_> = table
+        let blocks = table
             .iter()
-            .map(|&b| ops.read_kv(&kv, layer, b).expect("block"))
-            .collect();
+            .map(|&block| ops.read_kv(&kv, layer, block).expect("block"));
+        let (keys, values): (Vec<_>, Vec<_>) = blocks.unzip();
         let (heads, d) = (config.kv_heads, config.head_dim);
         // [blocks][kv_heads, BLOCK, d] -> [kv_heads, length, d]
-        let gather = |pick: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| -> Vec<f32> {
+        let gather = |blocks: &[Vec<f32>]| -> Vec<f32> {
             let at = |head: usize, p: usize| ((head * BLOCK) + p % BLOCK) * d;
             let positions = (0..heads).flat_map(|h| (0..length).map(move |p| (h, p)));
             positions
-                .flat_map(|(h, p)| pick(&read[p / BLOCK])[at(h, p)..][..d].to_vec())
+                .flat_map(|(h, p)| blocks[p / BLOCK][at(h, p)..][..d].to_vec())
                 .collect()
         };
-        expected.assert_close(
-            &format!("layer{layer}.k"),
-            &gather(|kv| &kv.0),
-            Tolerance::F32,
-        );
-        expected.assert_close(
-            &format!("layer{layer}.v"),
-            &gather(|kv| &kv.1),
-            Tolerance::F32,
-        );
+        expected.assert_close(&format!("layer{layer}.k"), &gather(&keys), Tolerance::F32);
+        expected.assert_close(&format!("layer{layer}.v"), &gather(&values), Tolerance::F32);
     }
 
     let all: Vec<usize> = (0..length).collect();

@@ -70,8 +70,8 @@ struct Picture {
 
 pub(crate) fn tokenizer(fixture: &Fixture) -> Tokenizer {
     let dir = fixture.x_omni();
-    let config = XOmniConfig::open(&dir).unwrap();
-    Tokenizer::open(&dir, &config).unwrap()
+    let config = XOmniConfig::open(&dir).expect("config.json");
+    Tokenizer::open(&dir, &config).expect("tokenizer")
 }
 
 #[test]

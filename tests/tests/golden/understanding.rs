@@ -1,10 +1,18 @@
 //! Case 04: the backbone in text mode, asked about a picture.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
-use xomni_engine::{schedule::Mode, text::Document};
+use xomni_engine::{
+    model::backbone::{Backbone, Stage},
+    ops::{Device, RowBatch, cpu::Cpu},
+    parallel::{Shard, local_group},
+    schedule::Mode,
+    text::Document,
+};
 use xomni_tests::{
     backbone::{Model, ROOMY, greedy_image},
-    golden::Tolerance,
+    golden::{Tolerance, assert_close},
 };
 
 #[derive(Deserialize)]
@@ -44,4 +52,71 @@ fn golden_04_understanding_greedy() {
     let answer = &output.tokens[..output.tokens.len() - 1];
     let document = Document::decode(&model.tokenizer, answer, &[]).expect("document");
     assert_eq!(document.texts[0], case.mmdecode_of_all_but_last);
+}
+
+#[test]
+fn golden_04_understanding_prefill() {
+    const BLOCK: usize = 16;
+    let model = Model::open();
+    let case: Case = model.fixture.json("04_understanding");
+    let expected = model.fixture.tensors("04_understanding");
+    let config = &model.config.backbone;
+    let (ids, length) = (&case.input_ids, case.input_ids.len());
+    let ops = Arc::new(Cpu::new());
+    let alone = Box::new(local_group(1).remove(0));
+    let mut weights = model.weights();
+    let mut backbone = Backbone::load(
+        ops.clone(),
+        Shard::whole(),
+        alone,
+        config,
+        &mut weights,
+        length,
+    )
+    .expect("weights");
+    let blocks = length.div_ceil(BLOCK);
+    let mut kv = backbone.kv_cache(blocks, BLOCK).expect("cache");
+    let rows = RowBatch {
+        tokens: ids.clone(),
+        multimodal: ids
+            .iter()
+            .map(|&id| id as usize >= config.text_vocab)
+            .collect(),
+        positions: (0..length as u32).collect(),
+        tables_index: vec![0; length],
+        tables: vec![(0..blocks as u32).collect()],
+    };
+    let mask: Vec<u8> = rows.multimodal.iter().map(|&mm| u8::from(mm)).collect();
+    assert_eq!(mask, expected.u8("mm_mask"));
+
+    let mut last = Vec::new();
+    let mut observe = |stage, hidden: Vec<f32>| {
+        if let Stage::Layer(_) = stage {
+            last.extend_from_slice(&hidden[(length - 1) * config.hidden..]);
+        }
+    };
+    backbone
+        .forward(&rows, &mut kv, Some(&mut observe))
+        .expect("forward");
+    expected.assert_close("last_hidden_all_layers", &last, Tolerance::F32);
+    let all: Vec<usize> = (0..length).collect();
+    let normed = backbone.final_norm(&rows, &all).expect("norm");
+    let normed = ops.download(&normed).expect("download");
+    expected.assert_close("final_norm", &normed, Tolerance::F32);
+    let logits = backbone
+        .logits(&rows, &[length - 1], Mode::Text)
+        .expect("logits");
+    let logits = ops.download(&logits).expect("download");
+    let full = expected.f32("last_logits");
+    assert_close(
+        "last_logits",
+        &logits,
+        &full[..config.text_vocab],
+        Tolerance::F32,
+    );
+    assert!(
+        full[config.text_vocab..]
+            .iter()
+            .all(|&logit| logit == f32::MIN)
+    );
 }

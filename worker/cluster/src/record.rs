@@ -12,7 +12,9 @@ pub struct Keys {
 impl Keys {
     /// The keys under `/xomni/{cluster}/`.
     pub fn new(cluster: &str) -> Self {
-        Self { prefix: format!("/xomni/{cluster}/") }
+        Self {
+            prefix: format!("/xomni/{cluster}/"),
+        }
     }
 
     /// The folder of all workers.

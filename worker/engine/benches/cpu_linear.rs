@@ -151,7 +151,7 @@ fn random_words(len: usize) -> Arc<[u32]> {
 /// Element `index` of the weights.
 fn weight(words: &[u32], index: usize) -> bf16 {
     let word = words[index / 2 % words.len()];
-    bf16::from_bits(if index % 2 == 0 {
+    bf16::from_bits(if index.is_multiple_of(2) {
         word as u16
     } else {
         (word >> 16) as u16

@@ -23,7 +23,12 @@ pub struct Common {
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
     /// etcd endpoints, separated by commas
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', env = "XOMNI_ETCD")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        env = "XOMNI_ETCD"
+    )]
     pub etcd: Vec<String>,
     /// Name of the cluster: the part of etcd that it lives in
     #[arg(long, value_name = "NAME", default_value = "default")]

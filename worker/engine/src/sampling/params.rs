@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn refuses_nan_and_out_of_range_by_name() {
-        let cases: [(&str, fn(&mut SamplingParams)); 8] = [
+        type Spoil = fn(&mut SamplingParams);
+        let cases: [(&str, Spoil); 8] = [
             ("temperature", |p| p.temperature = f32::NAN),
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::INFINITY),

@@ -4,7 +4,7 @@
 
 use super::{
     dispatch::Isa,
-    matrix::{Matrix, Weights},
+    matrix::Matrix,
     product::Product,
     threads,
     view::{Rows, RowsMut},
@@ -34,10 +34,7 @@ pub(super) fn conv2d(
             unfold(x, shape, position / width, position % width, window);
         }
         for (offset, weights) in w.parts() {
-            let cols = match weights {
-                Weights::F32(w) => offset..offset + w.count(),
-                Weights::Bf16(w) => offset..offset + w.count(),
-            };
+            let cols = offset..offset + weights.count();
             isa.run(Product {
                 x: Rows::new(&windows, w.cols(), block.len(), w.cols()),
                 w: weights,

@@ -9,6 +9,7 @@ use super::{
     dispatch::{Isa, Kernel},
     lanes::{LANES, Lanes},
     math,
+    matrix::Weights,
     product::Product,
     threads,
     view::{Rows, RowsMut},
@@ -74,7 +75,7 @@ impl DenseAttention<'_> {
                     queries.len(),
                     head_dim,
                 ),
-                w: Rows::new(&self.k[first..], width, visible, head_dim).into(),
+                w: Weights::F32(Rows::new(&self.k[first..], width, visible, head_dim)),
                 chunks: std::slice::from_ref(&(0..head_dim)),
                 bias: None,
                 out: RowsMut::new(&mut scores, visible, queries.len(), visible),
@@ -101,7 +102,7 @@ impl DenseAttention<'_> {
             };
             isa.run(Product {
                 x: Rows::new(&scores, visible, queries.len(), visible),
-                w: Rows::new(values, len, head_dim, visible).into(),
+                w: Weights::F32(Rows::new(values, len, head_dim, visible)),
                 chunks: std::slice::from_ref(&(0..visible)),
                 bias: None,
                 out,

@@ -1,6 +1,6 @@
 //! The paged K/V cache and the rotary embedding of what goes into it.
 
-use super::{math, threads};
+use super::{lanes::LANES, math, threads};
 use crate::{
     Error, Result,
     ops::{KvLayout, RowBatch},
@@ -10,8 +10,35 @@ use crate::{
 #[derive(Debug)]
 pub struct Kv {
     pub(super) layout: KvLayout,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Pool,
+    values: Pool,
+}
+
+/// Values from a cache-line address on. Memory is committed as it is written.
+#[derive(Debug)]
+struct Pool {
+    memory: Vec<f32>,
+    first: usize,
+}
+
+impl Pool {
+    /// Room for `len` values; `None` beyond the address space.
+    fn new(len: usize) -> Option<Self> {
+        let memory = vec![0.0; len.checked_add(LANES)?];
+        let first = memory.as_ptr().align_offset(LANES * size_of::<f32>());
+        Some(Self {
+            memory,
+            first: if first <= LANES { first } else { 0 },
+        })
+    }
+
+    fn get(&self, at: usize, len: usize) -> &[f32] {
+        &self.memory[self.first + at..][..len]
+    }
+
+    fn set(&mut self, at: usize, values: &[f32]) {
+        self.memory[self.first + at..][..values.len()].copy_from_slice(values);
+    }
 }
 
 /// A place in the cache: the first channel of one position of one head.
@@ -19,7 +46,7 @@ pub struct Kv {
 pub(super) struct Place(usize);
 
 impl Kv {
-    /// Room for `layout`; memory is committed as it is written.
+    /// Room for `layout`.
     pub(super) fn new(layout: KvLayout) -> Result<Self> {
         let KvLayout {
             layers,
@@ -28,17 +55,21 @@ impl Kv {
             blocks,
             block_size,
         } = layout;
-        let len = [kv_heads, head_dim, blocks, block_size]
-            .into_iter()
-            .try_fold(layers, usize::checked_mul)
-            .ok_or_else(|| Error::Unsupported {
-                what: format!("{layout:?}"),
-                reason: "larger than the address space".into(),
-            })?;
+        let pool = || {
+            [kv_heads, head_dim, blocks, block_size]
+                .into_iter()
+                .try_fold(layers, usize::checked_mul)
+                .filter(|len| *len < isize::MAX as usize / 8)
+                .and_then(Pool::new)
+                .ok_or_else(|| Error::Unsupported {
+                    what: format!("{layout:?}"),
+                    reason: "larger than the address space".into(),
+                })
+        };
         Ok(Self {
             layout,
-            keys: vec![0.0; len],
-            values: vec![0.0; len],
+            keys: pool()?,
+            values: pool()?,
         })
     }
 
@@ -56,12 +87,12 @@ impl Kv {
 
     /// `slots` keys from `place` on.
     pub(super) fn keys(&self, place: Place, slots: usize) -> &[f32] {
-        &self.keys[place.0..][..slots * self.layout.head_dim]
+        self.keys.get(place.0, slots * self.layout.head_dim)
     }
 
     /// `slots` values from `place` on.
     pub(super) fn values(&self, place: Place, slots: usize) -> &[f32] {
-        &self.values[place.0..][..slots * self.layout.head_dim]
+        self.values.get(place.0, slots * self.layout.head_dim)
     }
 
     /// Keys and values of a block of a layer, `[kv_head, slot, channel]`.
@@ -80,8 +111,8 @@ impl Kv {
         let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
         for (head, (key, value)) in heads.enumerate() {
             let at = self.block(layer, block, head).0 + slot * dim;
-            self.keys[at..at + dim].copy_from_slice(key);
-            self.values[at..at + dim].copy_from_slice(value);
+            self.keys.set(at, key);
+            self.values.set(at, value);
         }
     }
 

@@ -56,9 +56,53 @@ pub(super) trait Lanes: Real {
     /// `from` is valid for reading sixteen values.
     unsafe fn load_bf16(from: *const bf16) -> Self;
 
+    /// `count <= 16` values, then zeros.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `count` values.
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: as the caller promises.
+        lanes[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(from, count) });
+        // SAFETY: `lanes` has sixteen values.
+        unsafe { Self::load(lanes.as_ptr()) }
+    }
+
+    /// `count <= 16` values, then zeros.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `count` values.
+    #[inline(always)]
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+        let mut lanes = [bf16::ZERO; LANES];
+        // SAFETY: as the caller promises.
+        lanes[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(from, count) });
+        // SAFETY: `lanes` has sixteen values.
+        unsafe { Self::load_bf16(lanes.as_ptr()) }
+    }
+
     /// # Safety
     /// `to` is valid for writing sixteen values.
     unsafe fn store(self, to: *mut f32);
+
+    /// Stores the first `count <= 16` lanes.
+    ///
+    /// # Safety
+    /// `to` is valid for writing `count` values.
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: `lanes` has sixteen values, and `to` room for `count`.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            std::slice::from_raw_parts_mut(to, count).copy_from_slice(&lanes[..count]);
+        }
+    }
+
+    /// Asks for the cache line at `address`, which need not be valid.
+    #[inline(always)]
+    fn prefetch(_address: *const u8) {}
 
     /// The sum of the lanes by one fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
     fn sum(self) -> f32;
@@ -79,47 +123,57 @@ pub(super) trait Lanes: Real {
     /// `values[at..at + 16]`, zeros past the end.
     #[inline(always)]
     fn read(values: &[f32], at: usize) -> Self {
-        Self::read_or(values, at, 0.0)
+        let values = &values[at..];
+        // SAFETY: there are as many values.
+        unsafe {
+            if values.len() >= LANES {
+                Self::load(values.as_ptr())
+            } else {
+                Self::load_part(values.as_ptr(), values.len())
+            }
+        }
     }
 
     /// `values[at..at + 16]`, `missing` past the end.
     #[inline(always)]
     fn read_or(values: &[f32], at: usize, missing: f32) -> Self {
         if at + LANES <= values.len() {
-            // SAFETY: just checked.
-            unsafe { Self::load(values.as_ptr().add(at)) }
-        } else {
-            let mut lanes = [missing; LANES];
-            let tail = &values[at..];
-            lanes[..tail.len()].copy_from_slice(tail);
-            // SAFETY: `lanes` has sixteen values.
-            unsafe { Self::load(lanes.as_ptr()) }
+            return Self::read(values, at);
         }
+        let mut lanes = [missing; LANES];
+        let tail = &values[at..];
+        lanes[..tail.len()].copy_from_slice(tail);
+        Self::read(&lanes, 0)
     }
 
     /// Writes to `values[at..at + 16]`, dropping lanes past the end.
     #[inline(always)]
     fn write(self, values: &mut [f32], at: usize) {
-        if at + LANES <= values.len() {
-            // SAFETY: just checked.
-            unsafe { self.store(values.as_mut_ptr().add(at)) }
-        } else {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: `lanes` has sixteen values.
-            unsafe { self.store(lanes.as_mut_ptr()) };
-            let tail = &mut values[at..];
-            tail.copy_from_slice(&lanes[..tail.len()]);
+        let values = &mut values[at..];
+        // SAFETY: there are as many values.
+        unsafe {
+            if values.len() >= LANES {
+                self.store(values.as_mut_ptr());
+            } else {
+                self.store_part(values.as_mut_ptr(), values.len());
+            }
         }
     }
 }
 
 /// A stored weight element.
-pub(super) trait Element: Copy + Default + Send + Sync + 'static {
+pub(super) trait Element: Copy + Send + Sync + 'static {
     /// Sixteen elements as `f32`.
     ///
     /// # Safety
     /// `from` is valid for reading sixteen elements.
     unsafe fn load<L: Lanes>(from: *const Self) -> L;
+
+    /// `count <= 16` elements as `f32`, then zeros.
+    ///
+    /// # Safety
+    /// `from` is valid for reading `count` elements.
+    unsafe fn load_part<L: Lanes>(from: *const Self, count: usize) -> L;
 }
 
 impl Element for f32 {
@@ -127,6 +181,11 @@ impl Element for f32 {
     unsafe fn load<L: Lanes>(from: *const Self) -> L {
         // SAFETY: as the caller promises.
         unsafe { L::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(from: *const Self, count: usize) -> L {
+        // SAFETY: as the caller promises.
+        unsafe { L::load_part(from, count) }
     }
 }
 
@@ -136,21 +195,11 @@ impl Element for bf16 {
         // SAFETY: as the caller promises.
         unsafe { L::load_bf16(from) }
     }
-}
-
-/// `count < 16` elements as `f32`, then zeros.
-///
-/// # Safety
-/// `from` is valid for reading `count` elements.
-#[inline(always)]
-pub(super) unsafe fn load_part<L: Lanes, E: Element>(from: *const E, count: usize) -> L {
-    let mut lanes = [E::default(); LANES];
-    for (i, lane) in lanes.iter_mut().enumerate().take(count) {
-        // SAFETY: `i < count`.
-        *lane = unsafe { *from.add(i) };
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(from: *const Self, count: usize) -> L {
+        // SAFETY: as the caller promises.
+        unsafe { L::load_bf16_part(from, count) }
     }
-    // SAFETY: `lanes` has sixteen elements.
-    unsafe { E::load(lanes.as_ptr()) }
 }
 
 impl Real for f32 {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{
     dispatch::Isa,
-    matrix::{Matrix, Weights},
+    matrix::Matrix,
     product::{COL_BLOCK, Product},
     threads,
     view::{Rows, RowsMut},
@@ -22,17 +22,11 @@ pub(super) fn linear(
     out: RowsMut<'_>,
 ) {
     for (offset, weights) in w.parts() {
-        let outs = match weights {
-            Weights::F32(w) => w.count(),
-            Weights::Bf16(w) => w.count(),
-        };
+        let outs = weights.count();
         let work = x.count() * outs * x.cols();
         threads::for_each(outs.div_ceil(COL_BLOCK), work, |task| {
             let cols = task * COL_BLOCK..outs.min((task + 1) * COL_BLOCK);
-            let w = match weights {
-                Weights::F32(w) => Weights::F32(w.slice(cols.clone())),
-                Weights::Bf16(w) => Weights::Bf16(w.slice(cols.clone())),
-            };
+            let w = weights.slice(cols.clone());
             let cols = offset + cols.start..offset + cols.end;
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: tasks have different columns, and `out` is not used in between.

@@ -37,6 +37,24 @@ pub(super) enum Weights<'a> {
     Bf16(Rows<'a, bf16>),
 }
 
+impl Weights<'_> {
+    /// Outputs.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::F32(rows) => rows.count(),
+            Self::Bf16(rows) => rows.count(),
+        }
+    }
+
+    /// Some of the outputs.
+    pub(super) fn slice(&self, outs: Range<usize>) -> Self {
+        match self {
+            Self::F32(rows) => Self::F32(rows.slice(outs)),
+            Self::Bf16(rows) => Self::Bf16(rows.slice(outs)),
+        }
+    }
+}
+
 impl Matrix {
     /// Stacks `parts`; `f16` and misaligned tensors are copied, others stay where they are.
     pub(super) fn new(parts: &[MatrixPart]) -> Result<Self> {

@@ -9,18 +9,17 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use super::{
     aligned::Aligned,
     dispatch::Kernel,
-    lanes::{Element, LANES, Lanes, load_part},
+    lanes::{Element, LANES, Lanes},
     matrix::Weights,
     scratch::Scratch,
     view::{Rows, RowsMut},
 };
 
-/// Rows up to which weights are read straight from where they are stored.
+/// Rows up to which weights are read straight from where they are stored; short dot products read
+/// them there for any number of rows.
 const DIRECT_ROWS: usize = 16;
 /// Rows that one block of converted weights serves.
 const ROW_BLOCK: usize = 64;
@@ -103,7 +102,7 @@ impl<E: Element> Typed<'_, E> {
                 } = &mut *scratch;
                 let sums = sums.at_least(p.chunks.len() * cells);
                 for (chunk, sums) in p.chunks.iter().zip(sums.chunks_exact_mut(cells)) {
-                    if rows <= DIRECT_ROWS {
+                    if rows <= DIRECT_ROWS || chunk.len() <= DEPTH_BLOCK {
                         block.direct::<L>(chunk.clone(), sums);
                     } else {
                         block.panels::<L>(chunk.clone(), sums, accumulators, panel);
@@ -198,17 +197,21 @@ impl<E: Element> Block<'_, E> {
             let w = self.w.as_ptr().add(first * self.w.stride() + chunk.start);
             let x = self.x.as_ptr().add(row * self.x.stride() + chunk.start);
             let start = [[L::splat(0.0); N]; M];
-            advance(start, (x, self.x.stride()), (w, self.w.stride()), groups)
+            advance::<L, E, M, N, true>(start, (x, self.x.stride()), (w, self.w.stride()), groups)
         };
+        // The last columns, if they are no whole group.
+        let rest_from = chunk.start + groups * LANES;
+        let mut ws = [L::splat(0.0); N];
+        for (n, lanes) in ws.iter_mut().enumerate() {
+            let w = &self.w.row(first + n)[rest_from..chunk.end];
+            // SAFETY: `w` has `rest` elements.
+            *lanes = unsafe { E::load_part(w.as_ptr(), rest) };
+        }
         for (m, acc) in acc.into_iter().enumerate() {
-            let x = &self.x.row(row + m)[chunk.clone()][groups * LANES..];
-            for (n, mut acc) in acc.into_iter().enumerate() {
-                if rest > 0 {
-                    let w = &self.w.row(first + n)[chunk.clone()][groups * LANES..];
-                    // SAFETY: both have `rest` elements.
-                    let w: L = unsafe { load_part(w.as_ptr(), rest) };
-                    acc = L::read(x, 0).mul_add(w, acc);
-                }
+            let x = L::read(&self.x.row(row + m)[rest_from..chunk.end], 0);
+            for (n, acc) in acc.into_iter().enumerate() {
+                // Not even adding zeros leaves the bits of -0 alone.
+                let acc = if rest > 0 { x.mul_add(ws[n], acc) } else { acc };
                 sums[(row + m) * self.w.count() + first + n] = acc.sum();
             }
         }
@@ -283,7 +286,7 @@ fn convert<L: Lanes, E: Element>(weights: &[E], panel: &mut [f32]) {
             if weights.len() == LANES {
                 E::load(weights.as_ptr())
             } else {
-                load_part(weights.as_ptr(), weights.len())
+                E::load_part(weights.as_ptr(), weights.len())
             }
         };
         lanes.write(panel, 0);
@@ -309,7 +312,9 @@ unsafe fn resume<L: Lanes, const M: usize>(
         }
     }
     // SAFETY: as the caller promises.
-    let acc = unsafe { advance(acc, x, (panel, DEPTH_BLOCK), depth / LANES) };
+    let acc = unsafe {
+        advance::<L, f32, M, TILE_COLS, false>(acc, x, (panel, DEPTH_BLOCK), depth / LANES)
+    };
     for (m, acc) in acc.iter().enumerate() {
         for (n, acc) in acc.iter().enumerate() {
             acc.write(stored, (m * TILE_COLS + n) * LANES);
@@ -319,7 +324,7 @@ unsafe fn resume<L: Lanes, const M: usize>(
     if rest > 0 {
         for (m, stored) in stored.chunks_exact_mut(TILE_COLS * LANES).enumerate() {
             // SAFETY: as the caller promises.
-            let x: L = unsafe { load_part(x.0.add(m * x.1 + whole), rest) };
+            let x = unsafe { L::load_part(x.0.add(m * x.1 + whole), rest) };
             for (n, stored) in stored.chunks_exact_mut(LANES).enumerate() {
                 // SAFETY: as above; a panel's last group is whole.
                 let w = unsafe { L::load(panel.add(n * DEPTH_BLOCK + whole)) };
@@ -330,18 +335,23 @@ unsafe fn resume<L: Lanes, const M: usize>(
 }
 
 /// `acc[m][n] + x[m] · w[n]` lane by lane over `groups` of sixteen columns. Rows are given by the
-/// first element and the stride.
+/// first element and the stride. With `STREAM`, the next `N` weight rows are fetched meanwhile.
 ///
 /// # Safety
 /// `M` rows of `x` and `N` rows of `w` are valid for reading `groups` groups.
 #[inline(always)]
-unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
+unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize, const STREAM: bool>(
     mut acc: [[L; N]; M],
     (x, x_stride): (*const f32, usize),
     (w, w_stride): (*const E, usize),
     groups: usize,
 ) -> [[L; N]; M] {
     for group in 0..groups {
+        if STREAM && group % 2 == 0 {
+            for n in 0..N {
+                L::prefetch(w.wrapping_add((N + n) * w_stride + group * LANES).cast());
+            }
+        }
         let mut ws = [L::splat(0.0); N];
         for (n, lanes) in ws.iter_mut().enumerate() {
             // SAFETY: row `n` has the group.
@@ -356,17 +366,4 @@ unsafe fn advance<L: Lanes, E: Element, const M: usize, const N: usize>(
         }
     }
     acc
-}
-
-/// [`Weights`] of `f32` or `bf16` rows.
-impl<'a> From<Rows<'a, f32>> for Weights<'a> {
-    fn from(rows: Rows<'a, f32>) -> Self {
-        Self::F32(rows)
-    }
-}
-
-impl<'a> From<Rows<'a, bf16>> for Weights<'a> {
-    fn from(rows: Rows<'a, bf16>) -> Self {
-        Self::Bf16(rows)
-    }
 }

@@ -13,133 +13,230 @@ use super::{
     dispatch::{Isa, Kernel},
     kv::{Kv, Place},
     lanes::{LANES, Lanes},
-    math, threads,
-    view::RowsMut,
+    math,
+    matrix::Weights,
+    product::Product,
+    threads,
+    view::{Rows, RowsMut},
 };
 use crate::ops::RowBatch;
 
-/// `out[r]` `[rows, heads·d]` for the queries at the start of each row of `qkv`. Sizes are checked.
-pub(super) fn attention(
-    isa: Isa,
-    qkv: &[f32],
-    rows: &RowBatch,
-    kv_head_of: &[usize],
-    window: Option<usize>,
-    layer: usize,
-    kv: &Kv,
-    out: &mut [f32],
-) {
-    let dim = kv.layout.head_dim;
-    let heads = kv_head_of.len();
-    let width = (heads + 2 * kv.layout.kv_heads) * dim;
-    let readers: Vec<Vec<usize>> = (0..kv.layout.kv_heads)
-        .map(|kv_head| {
-            (0..heads)
-                .filter(|&head| kv_head_of[head] == kv_head)
-                .collect()
-        })
-        .collect();
-    let work: usize = rows
-        .positions
-        .iter()
-        .map(|&p| (p as usize + 1) * heads * dim * 2)
-        .sum();
-    let out = RowsMut::new(out, dim, rows.len() * heads, dim);
-    threads::for_each(rows.len() * readers.len(), work, |task| {
-        let (row, kv_head) = (task / readers.len(), task % readers.len());
-        let last = rows.positions[row] as usize;
-        let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
-        let table = &rows.tables[rows.tables_index[row] as usize];
-        let blocks: Vec<Place> = table[..=last / kv.layout.block_size]
-            .iter()
-            .map(|&block| kv.block(layer, block, kv_head))
-            .collect();
-        for &head in &readers[kv_head] {
-            let cell = row * heads + head;
-            // SAFETY: every head of every row is written by one task, one after the other.
-            let mut out = unsafe { out.share(cell..cell + 1, 0..dim) };
-            isa.run(Head {
-                query: &qkv[row * width + head * dim..][..dim],
-                kv,
-                blocks: &blocks,
-                visible: first..last + 1,
-                out: out.row(0),
-            });
-        }
-    });
+/// Inputs of an attention; sizes are checked.
+pub(super) struct RowAttention<'a> {
+    /// `[rows, (heads + 2·kv_heads)·d]`, of which the queries are read.
+    pub qkv: &'a [f32],
+    pub rows: &'a RowBatch,
+    pub kv_head_of: &'a [usize],
+    pub window: Option<usize>,
+    pub layer: usize,
+    pub kv: &'a Kv,
 }
 
-/// One query head of one row.
+impl RowAttention<'_> {
+    /// Writes `[rows, heads·d]`.
+    pub(super) fn run(&self, isa: Isa, out: &mut [f32]) {
+        let Self { qkv, rows, kv, .. } = *self;
+        let (dim, block_size) = (kv.layout.head_dim, kv.layout.block_size);
+        let heads = self.kv_head_of.len();
+        let width = (heads + 2 * kv.layout.kv_heads) * dim;
+        // A task is a row and a K/V head: the heads that read it go through the splits together.
+        let readers: Vec<Vec<usize>> = (0..kv.layout.kv_heads)
+            .map(|kv_head| {
+                (0..heads)
+                    .filter(|&head| self.kv_head_of[head] == kv_head)
+                    .collect()
+            })
+            .collect();
+        let work: usize = rows
+            .positions
+            .iter()
+            .map(|&p| (p as usize + 1) * heads * dim * 2)
+            .sum();
+        let out = RowsMut::new(out, dim, rows.len() * heads, dim);
+        threads::for_each(rows.len() * readers.len(), work, |task| {
+            let (row, kv_head) = (task / readers.len(), task % readers.len());
+            let last = rows.positions[row] as usize;
+            let first = self
+                .window
+                .map_or(0, |window| (last + 1).saturating_sub(window));
+            let table = &rows.tables[rows.tables_index[row] as usize];
+            let blocks: Vec<Place> = table[..=last / block_size]
+                .iter()
+                .map(|&block| kv.block(self.layer, block, kv_head))
+                .collect();
+            let readers = &readers[kv_head];
+            let queries: Vec<f32> = readers
+                .iter()
+                .flat_map(|&head| &qkv[row * width + head * dim..][..dim])
+                .copied()
+                .collect();
+            let queries = Rows::new(&queries, dim, readers.len(), dim);
+            let mut heads: Vec<Head> = readers
+                .iter()
+                .map(|&head| Head {
+                    kv,
+                    blocks: &blocks,
+                    largest: f32::NEG_INFINITY,
+                    sum: 0.0,
+                    // SAFETY: every head of every row is in one task, once.
+                    out: unsafe {
+                        let cell = row * heads + head;
+                        out.share(cell..cell + 1, 0..dim)
+                    },
+                })
+                .collect();
+            let mut scores = vec![0.0; heads.len() * KV_SPLIT];
+            for split in first / KV_SPLIT..=last / KV_SPLIT {
+                let start = split * KV_SPLIT;
+                let seen = first.max(start)..(last + 1).min(start + KV_SPLIT);
+                scores.fill(f32::NEG_INFINITY);
+                for (block, positions) in by_block(seen.clone(), block_size) {
+                    let keys = kv.keys(blocks[block], block_size);
+                    let keys = &keys[positions.start % block_size * dim..];
+                    let scores = &mut scores[positions.start - start..];
+                    isa.run(Product {
+                        x: queries,
+                        w: Weights::F32(Rows::new(keys, dim, positions.len(), dim)),
+                        chunks: std::slice::from_ref(&(0..dim)),
+                        bias: None,
+                        out: RowsMut::new(scores, KV_SPLIT, readers.len(), positions.len()),
+                    });
+                }
+                for (head, scores) in heads.iter_mut().zip(scores.chunks_exact_mut(KV_SPLIT)) {
+                    isa.run(Split {
+                        head,
+                        start,
+                        seen: seen.clone(),
+                        scores,
+                    });
+                }
+            }
+            for head in &mut heads {
+                let sum = head.sum;
+                head.out.row(0).iter_mut().for_each(|out| *out /= sum);
+            }
+        });
+    }
+}
+
+/// One query head of one row, over the splits so far.
 struct Head<'a> {
-    query: &'a [f32],
     kv: &'a Kv,
     blocks: &'a [Place],
-    visible: Range<usize>,
-    out: &'a mut [f32],
+    /// The largest scaled score.
+    largest: f32,
+    /// The sum of `e^(score - largest)`.
+    sum: f32,
+    /// The sum of `e^(score - largest) · value`.
+    out: RowsMut<'a>,
 }
 
-impl Kernel for Head<'_> {
+/// The positions `seen` of the split that begins at `start`.
+struct Split<'a, 'h> {
+    head: &'a mut Head<'h>,
+    start: usize,
+    seen: Range<usize>,
+    /// Unscaled, of all positions of the split; `-inf` for those not seen.
+    scores: &'a mut [f32],
+}
+
+/// A cached block and which of the positions it holds.
+fn by_block(
+    positions: Range<usize>,
+    block_size: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (positions.start / block_size..positions.end.div_ceil(block_size)).map(move |block| {
+        let start = block * block_size;
+        (
+            block,
+            positions.start.max(start)..positions.end.min(start + block_size),
+        )
+    })
+}
+
+impl Kernel for Split<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Self {
-            query,
-            kv,
-            blocks,
-            visible,
-            out,
+            head,
+            start,
+            seen,
+            scores: weights,
         } = self;
-        let (dim, block_size) = (query.len(), kv.layout.block_size);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0);
-        for split in visible.start / KV_SPLIT..visible.end.div_ceil(KV_SPLIT) {
-            let start = split * KV_SPLIT;
-            let seen = visible.start.max(start)..visible.end.min(start + KV_SPLIT);
-            let mut scores = [f32::NEG_INFINITY; KV_SPLIT];
-            for position in seen.clone() {
-                let block = kv.keys(blocks[position / block_size], block_size);
-                let key = &block[position % block_size * dim..][..dim];
-                let mut dot = L::splat(0.0);
-                for at in (0..dim).step_by(LANES) {
-                    dot = L::read(query, at).mul_add(L::read(key, at), dot);
-                }
-                scores[position - start] = dot.sum() * scale;
-            }
-            let mut top = L::splat(f32::NEG_INFINITY);
-            for at in (0..KV_SPLIT).step_by(LANES) {
-                top = L::read(&scores, at).max(top);
-            }
-            let top = top.largest();
-            let mut split_sum = L::splat(0.0);
-            for at in (0..KV_SPLIT).step_by(LANES) {
-                let p = math::exp_lanes(L::read(&scores, at).sub(L::splat(top)));
-                p.write(&mut scores, at);
-                split_sum = split_sum.add(p);
-            }
-            let merged = if top > largest { top } else { largest };
-            let (old, new) = (math::exp(largest - merged), math::exp(top - merged));
-            sum = sum * old + split_sum.sum() * new;
-            for at in (0..dim).step_by(LANES) {
-                let mut acc = L::splat(0.0);
-                for position in seen.clone() {
-                    let block = kv.values(blocks[position / block_size], block_size);
-                    let value = &block[position % block_size * dim..][..dim];
-                    let p = L::splat(scores[position - start]);
-                    acc = p.mul_add(L::read(value, at), acc);
-                }
-                // Nothing has been written before the first split.
-                let before = if largest == f32::NEG_INFINITY {
-                    L::splat(0.0)
-                } else {
-                    L::read(out, at).mul(L::splat(old))
-                };
-                acc.mul_add(L::splat(new), before).write(out, at);
-            }
-            largest = merged;
+        let dim = head.kv.layout.head_dim;
+        let (top, sum) = exponentials::<L>(weights, 1.0 / (dim as f32).sqrt());
+        if head.largest == f32::NEG_INFINITY {
+            head.out.row(0).fill(0.0);
         }
-        for at in (0..dim).step_by(LANES) {
-            L::read(out, at).mul(L::splat(1.0 / sum)).write(out, at);
+        let largest = if top > head.largest {
+            top
+        } else {
+            head.largest
+        };
+        let (old, new) = (math::exp(head.largest - largest), math::exp(top - largest));
+        head.largest = largest;
+        head.sum = head.sum * old + sum * new;
+        let mut at = 0;
+        while at + 8 * LANES <= dim {
+            head.mix::<L, 8>(seen.clone(), start, weights, at, (old, new));
+            at += 8 * LANES;
+        }
+        while at < dim {
+            head.mix::<L, 1>(seen.clone(), start, weights, at, (old, new));
+            at += LANES;
         }
     }
+}
+
+impl Head<'_> {
+    /// `out = out · old + Σ weight · value · new` for `N` groups of channels from `at` on.
+    #[inline(always)]
+    fn mix<L: Lanes, const N: usize>(
+        &mut self,
+        seen: Range<usize>,
+        start: usize,
+        weights: &[f32],
+        at: usize,
+        (old, new): (f32, f32),
+    ) {
+        let (dim, block_size) = (self.kv.layout.head_dim, self.kv.layout.block_size);
+        let mut sums = [L::splat(0.0); N];
+        for (block, positions) in by_block(seen, block_size) {
+            let values = self.kv.values(self.blocks[block], block_size);
+            for position in positions {
+                let value = &values[position % block_size * dim..][..dim];
+                let weight = L::splat(weights[position - start]);
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = weight.mul_add(L::read(value, at + n * LANES), *sum);
+                }
+            }
+        }
+        let out = self.out.row(0);
+        for (n, sum) in sums.into_iter().enumerate() {
+            let at = at + n * LANES;
+            let before = L::read(out, at).mul(L::splat(old));
+            sum.mul_add(L::splat(new), before).write(out, at);
+        }
+    }
+}
+
+/// Replaces scores by `e^(score · scale - largest)`; returns the largest scaled score and the sum.
+#[inline(always)]
+fn exponentials<L: Lanes>(scores: &mut [f32], scale: f32) -> (f32, f32) {
+    let scale = L::splat(scale);
+    let mut top = L::splat(f32::NEG_INFINITY);
+    for at in (0..KV_SPLIT).step_by(LANES) {
+        top = L::read(scores, at).mul(scale).max(top);
+    }
+    let top = top.largest();
+    let mut sum = L::splat(0.0);
+    for at in (0..KV_SPLIT).step_by(LANES) {
+        let score = L::read(scores, at).mul(scale);
+        let weight = math::exp_lanes(score.sub(L::splat(top)));
+        weight.write(scores, at);
+        sum = sum.add(weight);
+    }
+    (top, sum.sum())
 }

@@ -116,7 +116,10 @@ fn sizes_are_checked() {
             .is_err()
     );
     assert!(cpu.embed(&w, &[Some(2)], &mut out).is_err());
-    assert!(cpu.tree_sum(&[x.clone(), x.clone(), x], 1, &mut out).is_err());
+    assert!(
+        cpu.tree_sum(&[x.clone(), x.clone(), x], 1, &mut out)
+            .is_err()
+    );
     let tensor = HostTensor::from_f32("w", &[2, 3], &noise(1, 6));
     assert!(
         cpu.matrix(&[MatrixPart {

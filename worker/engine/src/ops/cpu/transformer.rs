@@ -7,7 +7,8 @@ use super::{
     norm::{self, Affine},
     pointwise,
     product::add_tree,
-    row_attention, sample,
+    row_attention::RowAttention,
+    sample,
     view::{Rows, RowsMut},
 };
 use crate::{
@@ -170,9 +171,15 @@ impl TransformerOps for Cpu {
             return Err(mismatch("attention", reason));
         }
         kv.check(layer, rows)?;
-        row_attention::attention(
-            self.isa, &qkv.0, rows, kv_head_of, window, layer, kv, &mut out.0,
-        );
+        RowAttention {
+            qkv: &qkv.0,
+            rows,
+            kv_head_of,
+            window,
+            layer,
+            kv,
+        }
+        .run(self.isa, &mut out.0[..rows.len() * heads * head_dim]);
         Ok(())
     }
 

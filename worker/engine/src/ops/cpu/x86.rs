@@ -34,6 +34,12 @@ fn sum_of_eight(eight: __m256) -> f32 {
     }
 }
 
+/// The first `count <= 16` lanes.
+#[inline(always)]
+fn first(count: usize) -> __mmask16 {
+    ((1_u32 << count) - 1) as __mmask16
+}
+
 macro_rules! zmm {
     ($($intrinsic:tt)*) => {
         // SAFETY: see the module: the processor has AVX-512 F, BW, DQ and VL.
@@ -122,9 +128,30 @@ impl Lanes for Zmm {
         })
     }
     #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        zmm!(_mm512_maskz_loadu_ps(first(count), from))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+        zmm!({
+            let words = _mm256_maskz_loadu_epi16(first(count), from.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: as the caller promises.
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_mask_storeu_ps(to, first(count), self.0) }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: prefetching never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -270,6 +297,11 @@ impl Lanes for Ymm {
             _mm256_storeu_ps(to, self.0);
             _mm256_storeu_ps(to.add(8), self.1);
         }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: prefetching never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[inline(always)]
     fn sum(self) -> f32 {

@@ -155,6 +155,6 @@ pub trait Encoder: Send + Sync + 'static {
 }
 
 /// The error of a job whose worker is gone.
-pub(crate) fn worker_gone(what: &str) -> Error {
-    Error::GroupLost(format!("the {what} has stopped"))
+pub(crate) fn worker_gone(what: &'static str) -> Error {
+    Error::worker_lost(what, "it has stopped")
 }

@@ -42,7 +42,7 @@ impl RemoteBackbone {
 
 impl Backbone for RemoteBackbone {
     /// A worker that is lost, silent for too long, or breaks the protocol ends the stream with
-    /// [`Error::GroupLost`].
+    /// [`Error::WorkerLost`].
     async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
         let deadline = job.deadline;
         let sequence = Sequence::new(&job);

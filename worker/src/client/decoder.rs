@@ -47,7 +47,7 @@ impl RemoteDecoder {
 
 impl Decoder for RemoteDecoder {
     /// A worker that is lost, silent for too long, or breaks the protocol ends the stream with
-    /// [`Error::GroupLost`].
+    /// [`Error::WorkerLost`].
     async fn decode(
         &self,
         job: DecodeJob,

@@ -13,6 +13,7 @@ use tonic::{Request, metadata::MetadataMap};
 use xomni_engine::{Error, Result};
 
 pub use crate::convert::backbone::Target;
+use crate::telemetry;
 
 /// Events that a slow reader may leave unread before the worker is made to wait.
 const EVENTS_IN_FLIGHT: usize = 64;
@@ -51,12 +52,12 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Calls to `target` with the usual patience and no annotations.
+    /// Calls to `target` with the usual patience, which carry the caller's trace.
     pub fn new(target: Target) -> Self {
         Self {
             target,
             patience: Patience::default(),
-            annotate: |_| {},
+            annotate: telemetry::inject,
         }
     }
 
@@ -82,5 +83,5 @@ async fn within<T>(
 
 /// The error of a worker that does not answer as it should.
 fn lost(reason: impl Into<String>) -> Error {
-    Error::GroupLost(reason.into())
+    Error::worker_lost("worker", reason)
 }

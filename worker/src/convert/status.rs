@@ -66,7 +66,7 @@ pub fn failed(error: &Error) -> Status {
         Error::Cancelled => Status::cancelled(error.to_string()),
         Error::DeadlineExceeded => Status::deadline_exceeded(error.to_string()),
         Error::Unsupported { .. } => Status::unimplemented(error.to_string()),
-        Error::GroupLost(_) => {
+        Error::GroupLost(_) | Error::WorkerLost { .. } => {
             tracing::warn!(%error, "job lost");
             Status::unavailable("the worker was lost")
         }
@@ -122,7 +122,7 @@ pub fn error(status: &Status) -> Error {
         | Code::Unavailable
         | Code::DataLoss
         | Code::Unauthenticated => {
-            Error::GroupLost(format!("{:?}: {}", status.code(), public(status)))
+            Error::worker_lost("worker", format!("{:?}: {}", status.code(), public(status)))
         }
     }
 }

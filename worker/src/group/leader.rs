@@ -17,7 +17,7 @@ use tokio::{
 use xomni_cluster::record::{EpochRecord, Load, WorkerState};
 use xomni_engine::{Error, Result, parallel::NetAbort, schedule::SchedulerConfig};
 
-use self::peers::{Arrival, PeerEvent, Peers};
+use self::peers::{PeerEvent, Peers};
 use super::{
     epoch::{Formation, LeaderAction, LeaderEpoch, Stage},
     part::Part,
@@ -29,7 +29,7 @@ use crate::{
     convert::Standing,
 };
 
-pub use self::peers::RanksService;
+pub use self::peers::{Arrival, RanksService};
 
 /// How often deadlines are looked at and the load is refreshed.
 const TICK: Duration = Duration::from_millis(100);

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
+use xomni_engine::{Error, Result, decode::WeightsSource};
 
 /// Where the model is, and how the process is reached.
 #[derive(Debug, Clone, Args)]
@@ -39,4 +40,47 @@ pub struct Common {
     /// End when the process that started this one does
     #[arg(long)]
     pub die_with_parent: bool,
+}
+
+impl Common {
+    /// Where the weights come from.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for anything else than `checkpoint` and `random:SEED`.
+    pub fn source(&self) -> Result<WeightsSource> {
+        let seed = self.weights.strip_prefix("random:");
+        match (self.weights.as_str(), seed.map(str::parse)) {
+            ("checkpoint", _) => Ok(WeightsSource::Checkpoint),
+            (_, Some(Ok(seed))) => Ok(WeightsSource::Random(seed)),
+            (given, _) => {
+                let limit = "must be checkpoint or random:SEED";
+                Err(Error::bad_input("weights", limit, given))
+            }
+        }
+    }
+
+    /// Name under which the model is served.
+    pub fn model_name(&self) -> String {
+        let named = self.model_name.clone();
+        let directory = self.model.canonicalize().unwrap_or(self.model.clone());
+        let name = directory
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        named.or(name).unwrap_or_else(|| "model".into())
+    }
+
+    /// Host under which others reach a process that listens on `bound`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if that is every address and none is advertised.
+    pub fn host(&self, bound: SocketAddr) -> Result<String> {
+        match &self.advertise {
+            Some(host) => Ok(host.clone()),
+            None if bound.ip().is_unspecified() => Err(Error::Unsupported {
+                what: format!("--listen {bound} without --advertise"),
+                reason: "others cannot reach a process at every address".into(),
+            }),
+            None => Ok(bound.ip().to_string()),
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, info_span};
 use xomni_proto::worker::{
     GenerateRequest, TokenFrame,
     backbone_server::{Backbone as Rpc, BackboneServer},
@@ -11,8 +12,9 @@ use xomni_proto::worker::{
 
 use super::{Responses, deadline};
 use crate::{
-    api::{Backbone, GenerateJob, JobStream},
-    convert::{Identity, MAX_MESSAGE, Refusal, backbone as convert, status},
+    api::Backbone,
+    convert::{Identity, MAX_MESSAGE, backbone as convert, status},
+    telemetry,
 };
 
 /// A backbone that answers calls.
@@ -31,13 +33,6 @@ pub fn backbone_service<B: Backbone>(
         .max_decoding_message_size(MAX_MESSAGE)
 }
 
-impl<B: Backbone> BackboneService<B> {
-    async fn accept(&self, job: GenerateJob) -> Result<JobStream<crate::api::TokenFrame>, Refusal> {
-        tracing::debug!(request = job.request_id, attempt = job.attempt, "generate");
-        Ok(self.backbone.generate(job).await?)
-    }
-}
-
 #[tonic::async_trait]
 impl<B: Backbone> Rpc for BackboneService<B> {
     type GenerateStream = Responses<TokenFrame>;
@@ -48,13 +43,17 @@ impl<B: Backbone> Rpc for BackboneService<B> {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let standing = *self.identity.standing.borrow();
         let refused = |refusal| status::refused(refusal, standing.retry_after());
-        let deadline = deadline(request.metadata()).map_err(|error| refused(error.into()))?;
-        let job = convert::job(request.into_inner(), &self.identity, deadline).map_err(refused)?;
-        let frames = self.accept(job).await.map_err(refused)?;
-        // A group that is lost ends its jobs, so all frames are of the epoch that took the job.
-        let frames = frames.map(move |frame| match frame {
-            Ok(frame) => Ok(convert::wire_frame(frame, standing.epoch)),
-            Err(error) => Err(status::failed(&error)),
+        let (metadata, _, request) = request.into_parts();
+        let deadline = deadline(&metadata).map_err(|error| refused(error.into()))?;
+        let job = convert::job(request, &self.identity, deadline).map_err(refused)?;
+        let span = info_span!("generate", request = job.request_id, attempt = job.attempt);
+        telemetry::adopt(&span, &metadata);
+        let accepted = self.backbone.generate(job).instrument(span.clone());
+        let frames = accepted.await.map_err(|error| refused(error.into()))?;
+        // The span ends with the call. A group that is lost ends its jobs, so all frames are of the epoch that took the job.
+        let frames = frames.map(move |frame| {
+            let frame = span.in_scope(|| frame.map_err(|error| status::failed(&error)))?;
+            Ok(convert::wire_frame(frame, standing.epoch))
         });
         Ok(Response::new(Box::pin(frames)))
     }

@@ -13,7 +13,8 @@ use tokio::{
     time::{Sleep, sleep_until, timeout_at},
 };
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, codegen::Bytes};
+use tonic::{Request, Response, Status, Streaming, codegen::Bytes, metadata::MetadataMap};
+use tracing::{Instrument, Span, info_span};
 use xomni_engine::{Error, text::Grid};
 use xomni_proto::worker::{
     DecodeDone, DecodeEvent, DecodeInput, EncodedPicture, PictureInput,
@@ -30,6 +31,7 @@ use crate::{
         decoder::{self as convert, MAX_CHUNK},
         status,
     },
+    telemetry,
 };
 
 /// Largest picture file that is read as tokens, in bytes.
@@ -67,6 +69,7 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
 
     async fn start(
         &self,
+        metadata: &MetadataMap,
         mut inputs: Streaming<DecodeInput>,
         deadline: Option<Instant>,
     ) -> Result<Development, Status> {
@@ -77,14 +80,12 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             return Err(self.refused(Error::bad_input("input", "must begin with a job", "none")));
         };
         let job = convert::job(job, &self.identity).map_err(|refusal| self.refused(refusal))?;
-        tracing::debug!(request = job.request_id, attempt = job.attempt, "decode");
+        let span = info_span!("decode", request = job.request_id, attempt = job.attempt);
+        telemetry::adopt(&span, metadata);
         let grid = job.grid;
         let (codes, arriving) = oneshot::channel();
-        let events = self
-            .decoder
-            .decode(job, arriving)
-            .await
-            .map_err(|error| self.refused(error))?;
+        let accepted = self.decoder.decode(job, arriving).instrument(span.clone());
+        let events = accepted.await.map_err(|error| self.refused(error))?;
         Ok(Development {
             arrival: Some(Arrival {
                 inputs,
@@ -94,6 +95,7 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             events,
             deadline: deadline.map(|at| Box::pin(sleep_until(at.into()))),
             png: None,
+            span,
         })
     }
 
@@ -128,8 +130,9 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
         &self,
         request: Request<Streaming<DecodeInput>>,
     ) -> Result<Response<Self::DecodeStream>, Status> {
-        let deadline = deadline(request.metadata()).map_err(|error| self.refused(error))?;
-        let start = self.start(request.into_inner(), deadline);
+        let (metadata, _, inputs) = request.into_parts();
+        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+        let start = self.start(&metadata, inputs, deadline);
         Ok(Response::new(Box::pin(until(deadline, start).await?)))
     }
 
@@ -137,10 +140,12 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
         &self,
         request: Request<Streaming<PictureInput>>,
     ) -> Result<Response<EncodedPicture>, Status> {
-        let deadline = deadline(request.metadata()).map_err(|error| self.refused(error))?;
-        Ok(Response::new(
-            until(deadline, self.read(request.into_inner())).await?,
-        ))
+        let (metadata, _, chunks) = request.into_parts();
+        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+        let span = info_span!("encode");
+        telemetry::adopt(&span, &metadata);
+        let picture = until(deadline, self.read(chunks).instrument(span)).await?;
+        Ok(Response::new(picture))
     }
 }
 
@@ -186,6 +191,8 @@ struct Development {
     deadline: Option<Pin<Box<Sleep>>>,
     /// What is left of the PNG, and its length; chunks are cut from it without copying.
     png: Option<(Bytes, u64)>,
+    /// Ends with the call.
+    span: Span,
 }
 
 impl Development {
@@ -236,7 +243,8 @@ impl Stream for Development {
     type Item = Result<DecodeEvent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let event = ready!(self.poll_event(context));
+        let span = self.span.clone();
+        let event = ready!(span.in_scope(|| self.poll_event(context)));
         Poll::Ready(event.map(|event| {
             Ok(DecodeEvent {
                 event: Some(event?),

@@ -17,7 +17,7 @@ use crate::{
     parallel::{
         Collective, LocalCollective, NetAbort, NetCollective, NetConfig, Shard, local_group,
     },
-    schedule::Step,
+    schedule::{Admission, Mode, Row, Step, TokenSource},
 };
 
 /// Sizes of a group.
@@ -42,6 +42,8 @@ pub struct GroupConfig {
 pub enum Connection {
     /// All ranks are threads of this process.
     Local(LocalCollective),
+    /// Every other rank is taken to have what this one has: for a first step that nobody reads.
+    Alone,
     /// Ranks of several processes.
     Net {
         /// Bound to the rank's address.
@@ -54,9 +56,10 @@ pub enum Connection {
 }
 
 impl Connection {
-    fn open<O: TransformerOps>(self) -> Result<Box<dyn Collective<O>>> {
+    fn open<O: TransformerOps>(self, size: usize) -> Result<Box<dyn Collective<O>>> {
         Ok(match self {
             Self::Local(collective) => Box::new(collective),
+            Self::Alone => Box::new(Alone(size)),
             Self::Net {
                 listener,
                 config,
@@ -210,6 +213,31 @@ impl ThreadGroup {
         self.reset(ends.into_iter().map(Connection::Local).collect())
     }
 
+    /// Runs one row through all weights of this process, so that no request is the first to touch
+    /// them. The ranks are not connected then.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a device fails.
+    pub fn warm_up(&self) -> Result<()> {
+        self.reset(self.ranks.clone().map(|_| Connection::Alone).collect())?;
+        let step = Step {
+            id: 0,
+            admissions: vec![Admission {
+                slot: 0,
+                table: [0].into(),
+                mode: Mode::Image,
+                draw: None,
+            }],
+            rows: vec![Row {
+                slot: 0,
+                position: 0,
+                token: TokenSource::Known(0),
+            }],
+            samples: vec![],
+        };
+        self.run(step.into()).map(drop)
+    }
+
     /// Gives a step to all ranks, after those given before.
     ///
     /// # Errors
@@ -264,6 +292,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// An exchange with copies of oneself.
+struct Alone(usize);
+
+impl<O: TransformerOps> Collective<O> for Alone {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn all_gather(
+        &mut self,
+        device: &O,
+        mine: &O::Buffer,
+        len: usize,
+        parts: &mut [O::Buffer],
+    ) -> Result<()> {
+        let values = device.read(mine, len)?;
+        parts
+            .iter_mut()
+            .try_for_each(|part| device.write(&values, part))
+    }
+}
+
 /// What a rank has between epochs.
 struct Unconnected(usize);
 
@@ -288,7 +338,7 @@ fn serve<O: TransformerOps>(
         let report = match command {
             Command::Reset(connection) => {
                 let connected = connection
-                    .open()
+                    .open(rank.group_size())
                     .map(|collective| rank.begin_epoch(collective));
                 lost = connected.as_ref().err().map(Error::to_string);
                 Report::Reset(connected)

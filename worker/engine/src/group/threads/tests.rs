@@ -131,6 +131,7 @@ fn nothing_runs_between_epochs_and_weights_survive_them() {
     let steps = steps(3);
     let ranks = ranks(2, 0..2);
     ranks.run(steps[0].clone()).expect_err("no epoch yet");
+    ranks.warm_up().expect("alone");
     ranks.reset_local().expect("connected");
     let expected = run(&ranks, &steps);
 

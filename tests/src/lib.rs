@@ -8,3 +8,4 @@ pub mod layout;
 pub mod loopback;
 pub mod process;
 pub mod relay;
+pub mod worker;

@@ -1,7 +1,10 @@
-//! A group whose ranks are threads of this process.
+//! Ranks on threads of this process: all of a group, or the part that this process hosts.
 
 use std::{
-    sync::{Arc, mpsc},
+    fmt,
+    net::TcpListener,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
@@ -11,8 +14,10 @@ use crate::{
     checkpoint::{BackboneConfig, Weights},
     model::backbone::Backbone,
     ops::TransformerOps,
-    parallel::{Shard, local_group},
-    schedule::Step,
+    parallel::{
+        Collective, LocalCollective, NetAbort, NetCollective, NetConfig, Shard, local_group,
+    },
+    schedule::{Admission, Mode, Row, Step, TokenSource},
 };
 
 /// Sizes of a group.
@@ -32,91 +37,263 @@ pub struct GroupConfig {
     pub keep_logits: bool,
 }
 
-struct RankThread {
-    steps: Option<mpsc::Sender<Arc<Step>>>,
-    outputs: mpsc::Receiver<Result<StepOutput>>,
-    thread: Option<JoinHandle<()>>,
+/// How a rank reaches the others in an epoch.
+#[derive(Debug)]
+pub enum Connection {
+    /// All ranks are threads of this process.
+    Local(LocalCollective),
+    /// Every other rank is taken to have what this one has: for a first step that nobody reads.
+    Alone,
+    /// Ranks of several processes.
+    Net {
+        /// Bound to the rank's address.
+        listener: TcpListener,
+        /// The rank's place in the epoch.
+        config: NetConfig,
+        /// Ends the epoch from another thread.
+        abort: NetAbort,
+    },
 }
 
-/// The ranks of a group, each on a thread of its own. Dropping it ends and joins them.
+impl Connection {
+    fn open<O: TransformerOps>(self, size: usize) -> Result<Box<dyn Collective<O>>> {
+        Ok(match self {
+            Self::Local(collective) => Box::new(collective),
+            Self::Alone => Box::new(Alone(size)),
+            Self::Net {
+                listener,
+                config,
+                abort,
+            } => Box::new(NetCollective::connect(&listener, &config, &abort)?),
+        })
+    }
+}
+
+enum Command {
+    Reset(Connection),
+    Run(Arc<Step>),
+}
+
+enum Report {
+    Reset(Result<()>),
+    Ran(Result<StepOutput>),
+}
+
+/// Some ranks of a group, each on a thread of its own. They keep their weights from one epoch to
+/// the next; what one epoch knows of sequences is gone in the next. Dropping it ends the threads.
+///
+/// Steps may be submitted ahead of those collected, also by another thread than collects them.
 pub struct ThreadGroup {
-    ranks: Vec<RankThread>,
+    ranks: Range<usize>,
+    commands: Mutex<Vec<mpsc::Sender<Command>>>,
+    reports: Mutex<Vec<mpsc::Receiver<Report>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl fmt::Debug for ThreadGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ranks, .. } = self;
+        f.debug_struct("ThreadGroup")
+            .field("ranks", ranks)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ThreadGroup {
-    /// Loads every rank's part of `weights` (and refuses tensors that no part knows), then starts
-    /// the threads.
+    /// All ranks of a group, ready to run steps.
+    ///
+    /// # Errors
+    /// As [`ThreadGroup::start_part`].
+    pub fn start<O: TransformerOps>(
+        ops: &Arc<O>,
+        config: &BackboneConfig,
+        weights: Weights,
+        group: &GroupConfig,
+    ) -> Result<Self> {
+        let ranks = Self::start_part(ops, config, weights, group, 0..group.ranks)?;
+        ranks.reset_local()?;
+        Ok(ranks)
+    }
+
+    /// Loads the parts of `weights` that `ranks` hold (and refuses tensors that no part knows), then
+    /// starts the threads. They run no step before the first [`ThreadGroup::reset`].
     ///
     /// # Errors
     /// A degree that cannot work, or whatever loading says.
-    pub fn start<O: TransformerOps>(
+    pub fn start_part<O: TransformerOps>(
         ops: &Arc<O>,
         config: &BackboneConfig,
         mut weights: Weights,
         group: &GroupConfig,
+        ranks: Range<usize>,
     ) -> Result<Self> {
-        let shards = (0..group.ranks.max(1)).map(|rank| Shard::new(rank, group.ranks));
-        let shards = shards.collect::<Result<Vec<_>>>()?;
-        let mut ranks = Vec::new();
-        for (shard, collective) in shards.into_iter().zip(local_group(group.ranks)) {
-            let backbone = Backbone::load(
-                ops.clone(),
-                shard,
-                Box::new(collective),
-                config,
-                &mut weights,
-                group.max_rows,
-            )?;
+        if ranks.is_empty() || ranks.end > group.ranks {
+            return Err(Error::Unsupported {
+                what: format!("ranks {ranks:?}"),
+                reason: format!("the group has ranks 0..{}", group.ranks),
+            });
+        }
+        let mut commands = Vec::new();
+        let mut reports = Vec::new();
+        let mut threads = Vec::new();
+        let mut loaded = Vec::new();
+        for index in ranks.clone() {
+            let shard = Shard::new(index, group.ranks)?;
+            let (ops, unconnected) = (ops.clone(), Box::new(Unconnected(group.ranks)));
+            let rows = group.max_rows;
+            let backbone = Backbone::load(ops, shard, unconnected, config, &mut weights, rows)?;
             let kv = backbone.kv_cache(group.blocks, group.block_size)?;
-            ranks.push(Rank::new(
-                backbone,
-                kv,
-                &group.suppressed,
-                group.keep_logits,
-            ));
+            let rank = Rank::new(backbone, kv, &group.suppressed, group.keep_logits);
+            loaded.push((index, rank));
         }
         weights.finish(|_| false)?;
-        let ranks = ranks
-            .into_iter()
-            .enumerate()
-            .map(|(n, rank)| spawn(n, rank));
+        for (index, rank) in loaded {
+            let (command, inbox) = mpsc::channel();
+            let (outbox, report) = mpsc::channel();
+            let thread = std::thread::Builder::new()
+                .name(format!("rank-{index}"))
+                .spawn(move || serve(rank, &inbox, &outbox))
+                .map_err(|error| Error::GroupLost(format!("rank {index} cannot start: {error}")))?;
+            commands.push(command);
+            reports.push(report);
+            threads.push(thread);
+        }
         Ok(Self {
-            ranks: ranks.collect::<Result<_>>()?,
+            ranks,
+            commands: Mutex::new(commands),
+            reports: Mutex::new(reports),
+            threads,
         })
     }
 
-    /// Runs one step on all ranks.
+    /// The ranks of this process.
+    pub fn ranks(&self) -> Range<usize> {
+        self.ranks.clone()
+    }
+
+    /// Begins an epoch: forgets all sequences and steps, and connects every rank by its connection,
+    /// in order of rank. Blocks until all are connected or one cannot be.
     ///
     /// # Errors
-    /// What a rank fails with, rather than that the others waited for it; [`Error::GroupLost`] if
-    /// ranks end or draw different tokens. The group is of no use then.
-    pub fn run(&mut self, step: Arc<Step>) -> Result<StepOutput> {
-        for (index, rank) in self.ranks.iter().enumerate() {
-            let sent = rank.steps.as_ref().map(|steps| steps.send(step.clone()));
-            sent.and_then(|sent| sent.ok())
-                .ok_or_else(|| ended(index))?;
+    /// [`Error::GroupLost`] with the reason of the first rank that is not connected.
+    pub fn reset(&self, connections: Vec<Connection>) -> Result<()> {
+        let commands = lock(&self.commands);
+        let reports = lock(&self.reports);
+        if connections.len() != commands.len() {
+            return Err(Error::GroupLost(format!(
+                "{} connections for {} ranks",
+                connections.len(),
+                commands.len()
+            )));
         }
-        agree(self.ranks.iter().map(|rank| rank.outputs.recv().ok()))
+        for ((rank, command), connection) in
+            self.ranks.clone().zip(commands.iter()).zip(connections)
+        {
+            let sent = command.send(Command::Reset(connection));
+            sent.map_err(|_| ended(rank))?;
+        }
+        let mut result = Ok(());
+        for (rank, reports) in self.ranks.clone().zip(reports.iter()) {
+            // Steps of the epoch before, which nobody collects any more, come first.
+            let connected = reports.iter().find_map(|report| match report {
+                Report::Reset(connected) => Some(connected),
+                Report::Ran(_) => None,
+            });
+            result = result.and(connected.unwrap_or_else(|| Err(ended(rank))));
+        }
+        result
+    }
+
+    /// [`ThreadGroup::reset`] where this process hosts all ranks.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a rank has ended.
+    pub fn reset_local(&self) -> Result<()> {
+        let ends = local_group(self.ranks.len());
+        self.reset(ends.into_iter().map(Connection::Local).collect())
+    }
+
+    /// Runs one row through all weights of this process, so that no request is the first to touch
+    /// them. The ranks are not connected then.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a device fails.
+    pub fn warm_up(&self) -> Result<()> {
+        self.reset(self.ranks.clone().map(|_| Connection::Alone).collect())?;
+        let step = Step {
+            id: 0,
+            admissions: vec![Admission {
+                slot: 0,
+                table: [0].into(),
+                mode: Mode::Image,
+                draw: None,
+            }],
+            rows: vec![Row {
+                slot: 0,
+                position: 0,
+                token: TokenSource::Known(0),
+            }],
+            samples: vec![],
+        };
+        self.run(step.into()).map(drop)
+    }
+
+    /// Gives a step to all ranks, after those given before.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a rank has ended.
+    pub fn submit(&self, step: &Arc<Step>) -> Result<()> {
+        for (rank, command) in self.ranks.clone().zip(lock(&self.commands).iter()) {
+            let sent = command.send(Command::Run(step.clone()));
+            sent.map_err(|_| ended(rank))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest step that was submitted and not collected; without one, for ever.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a rank fails, or if ranks draw different tokens; nothing more comes
+    /// of the epoch then.
+    pub fn collect(&self) -> Result<StepOutput> {
+        let reports = lock(&self.reports);
+        let of_ranks = self.ranks.clone().zip(reports.iter());
+        agree(of_ranks.map(|(rank, reports)| match reports.recv() {
+            Ok(Report::Ran(output)) => (rank, Some(output)),
+            Ok(Report::Reset(_)) | Err(_) => (rank, None),
+        }))
+    }
+
+    /// Runs one step on all ranks while no other is in flight.
+    ///
+    /// # Errors
+    /// As [`ThreadGroup::collect`].
+    pub fn run(&self, step: Arc<Step>) -> Result<StepOutput> {
+        self.submit(&step)?;
+        self.collect()
     }
 }
 
 /// The output of all ranks; `None` of a rank that has ended.
-fn agree(results: impl Iterator<Item = Option<Result<StepOutput>>>) -> Result<StepOutput> {
+fn agree(results: impl Iterator<Item = (usize, Option<Result<StepOutput>>)>) -> Result<StepOutput> {
     let (mut outputs, mut cause, mut waited) = (Vec::new(), None, None);
-    for (index, result) in results.enumerate() {
+    for (rank, result) in results {
         match result {
             Some(Ok(output)) => outputs.push(output),
             // The others fail at an exchange with the rank that failed first.
             Some(Err(error @ Error::GroupLost(_))) => drop(waited.get_or_insert(error)),
             Some(Err(error)) => drop(cause.get_or_insert(error)),
-            None => drop(cause.get_or_insert_with(|| ended(index))),
+            None => drop(cause.get_or_insert_with(|| ended(rank))),
         }
     }
     if let Some(error) = cause.or(waited) {
         return Err(error);
     }
-    let leader = outputs.swap_remove(0);
-    if outputs.iter().any(|other| other.drawn != leader.drawn) {
+    let mut outputs = outputs.into_iter();
+    let leader = outputs
+        .next()
+        .ok_or_else(|| Error::GroupLost("no ranks".into()))?;
+    if outputs.any(|other| other.drawn != leader.drawn) {
         return Err(Error::GroupLost("ranks drew different tokens".into()));
     }
     Ok(leader)
@@ -126,61 +303,88 @@ fn ended(rank: usize) -> Error {
     Error::GroupLost(format!("rank {rank} has ended"))
 }
 
-fn spawn<O: TransformerOps>(index: usize, mut rank: Rank<O>) -> Result<RankThread> {
-    let (steps, inbox) = mpsc::channel::<Arc<Step>>();
-    let (outbox, outputs) = mpsc::channel();
-    let work = move || {
-        for step in inbox {
-            let output = rank.run(&step);
-            let failed = output.is_err();
-            if outbox.send(output).is_err() || failed {
-                return;
+/// A list of channels is valid whatever a panicking holder did.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An exchange with copies of oneself.
+struct Alone(usize);
+
+impl<O: TransformerOps> Collective<O> for Alone {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn all_gather(
+        &mut self,
+        device: &O,
+        mine: &O::Buffer,
+        len: usize,
+        parts: &mut [O::Buffer],
+    ) -> Result<()> {
+        let values = device.read(mine, len)?;
+        parts
+            .iter_mut()
+            .try_for_each(|part| device.write(&values, part))
+    }
+}
+
+/// What a rank has between epochs.
+struct Unconnected(usize);
+
+impl<O: TransformerOps> Collective<O> for Unconnected {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn all_gather(&mut self, _: &O, _: &O::Buffer, _: usize, _: &mut [O::Buffer]) -> Result<()> {
+        Err(Error::GroupLost("not connected".into()))
+    }
+}
+
+/// The life of a rank's thread. After a failure it is deaf to steps until the next epoch.
+fn serve<O: TransformerOps>(
+    mut rank: Rank<O>,
+    commands: &mpsc::Receiver<Command>,
+    reports: &mpsc::Sender<Report>,
+) {
+    let mut lost = Some("not connected".to_owned());
+    for command in commands {
+        let report = match command {
+            Command::Reset(connection) => {
+                let connected = connection
+                    .open(rank.group_size())
+                    .map(|collective| rank.begin_epoch(collective));
+                lost = connected.as_ref().err().map(Error::to_string);
+                Report::Reset(connected)
             }
+            Command::Run(step) => Report::Ran(match &lost {
+                Some(reason) => Err(Error::GroupLost(reason.clone())),
+                None => rank.run(&step),
+            }),
+        };
+        if let Report::Ran(Err(error)) = &report
+            && lost.is_none()
+        {
+            lost = Some(error.to_string());
+            // Frees the ranks that wait for this one.
+            rank.begin_epoch(Box::new(Unconnected(rank.group_size())));
         }
-    };
-    let thread = std::thread::Builder::new()
-        .name(format!("rank-{index}"))
-        .spawn(work)
-        .map_err(|error| Error::GroupLost(format!("rank {index} cannot start: {error}")))?;
-    Ok(RankThread {
-        steps: Some(steps),
-        outputs,
-        thread: Some(thread),
-    })
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
 }
 
 impl Drop for ThreadGroup {
     fn drop(&mut self) {
-        for rank in &mut self.ranks {
-            rank.steps = None;
-        }
-        for rank in &mut self.ranks {
-            if let Some(thread) = rank.thread.take() {
-                let _ = thread.join();
-            }
+        lock(&self.commands).clear();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cause_is_told_rather_than_that_others_waited() {
-        let waited = || Some(Err(Error::GroupLost("rank 0 waited in vain".into())));
-        let full = || {
-            Some(Err(Error::Capacity {
-                what: "memory",
-                limit: "1".into(),
-                needed: "2".into(),
-            }))
-        };
-        let told = |results: Vec<Option<Result<StepOutput>>>| {
-            agree(results.into_iter()).expect_err("failed").to_string()
-        };
-        assert!(told(vec![waited(), full(), waited()]).contains("memory is full"));
-        assert!(told(vec![waited(), None]).contains("rank 1 has ended"));
-        assert!(told(vec![Some(Ok(StepOutput::default())), waited()]).contains("in vain"));
-    }
-}
+mod tests;

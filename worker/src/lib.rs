@@ -12,6 +12,7 @@ pub mod convert;
 pub mod decoder;
 pub mod group;
 pub mod local;
+pub mod process;
 pub mod roles;
 pub mod serve;
 pub mod telemetry;

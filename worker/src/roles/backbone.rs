@@ -26,18 +26,17 @@ use xomni_engine::{
 };
 use xomni_proto::{PROTOCOL_VERSION, worker::ranks_server::RanksServer};
 
-use super::{
-    arguments::Common,
-    life::{die_with_parent, stop_signal, unique_id},
-};
+use super::arguments::{Common, worker_id};
 use crate::{
     backbone::BackboneHandle,
     convert::{Identity, Standing},
     group::{
         EpochStore, Follower, GroupBackbone, Leader, LoneStore, Part, fingerprint::fingerprint,
-        leader::Arrival, part::authority, ranks_service, sizes,
+        leader::Arrival, ranks_service, sizes,
     },
+    process::{Signals, die_with_parent},
     serve::backbone_service,
+    telemetry::Telemetry,
 };
 
 /// The service whose health is told.
@@ -99,26 +98,23 @@ impl Arguments {
 pub async fn run(arguments: Arguments) -> Result<()> {
     arguments.check()?;
     let common = &arguments.common;
+    let _telemetry = Telemetry::start("xomni-backbone");
     if common.die_with_parent {
-        die_with_parent().map_err(|error| system("--die-with-parent", &error))?;
+        die_with_parent()?;
     }
-    let stop = stop_signal().map_err(|error| system("signals", &error))?;
-    let cluster = match common.etcd.as_slice() {
-        [] => None,
-        endpoints => Some(
-            Cluster::connect(endpoints, &common.cluster).map_err(|error| Error::Unsupported {
-                what: format!("--etcd {}", endpoints.join(",")),
-                reason: error.to_string(),
-            })?,
-        ),
+    let mut signals = Signals::catch()?;
+    let stop = async move {
+        let signal = signals.next().await;
+        tracing::info!(signal, "ends");
     };
+    let model = common.served_name()?;
+    let cluster = common.cluster()?;
     let listener = TcpListener::bind(common.listen).await;
     let listener = listener.map_err(|error| system(&common.listen.to_string(), &error))?;
     let bound = listener
         .local_addr()
         .map_err(|error| system(&common.listen.to_string(), &error))?;
-    let host = common.host(bound)?;
-    let address = authority(&host, bound.port());
+    let (host, address) = (common.host(bound)?, common.advertised(bound)?);
 
     let standing = watch::Sender::new(Standing {
         epoch: 0,
@@ -138,7 +134,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     };
 
     let process = Process {
-        id: unique_id("backbone"),
+        id: worker_id("backbone"),
+        model,
         address: address.clone(),
         part: Arc::new(part),
         scheduler,
@@ -234,6 +231,7 @@ fn load(
 /// A process whose ranks are warm.
 struct Process {
     id: String,
+    model: String,
     address: String,
     part: Arc<Part>,
     scheduler: SchedulerConfig,
@@ -243,7 +241,7 @@ struct Process {
 impl Process {
     fn identity(&self) -> Identity {
         Identity {
-            model: self.arguments.common.model_name(),
+            model: self.model.clone(),
             fingerprint: self.part.fingerprint.clone(),
             weights_version: self.part.fingerprint.clone(),
             vocabulary: u32::try_from(self.part.limits.vocabulary).unwrap_or(u32::MAX),
@@ -287,7 +285,7 @@ impl Process {
             id: self.id.clone(),
             address: self.address.clone(),
             protocol_version: PROTOCOL_VERSION,
-            model: self.arguments.common.model_name(),
+            model: self.model.clone(),
             fingerprint: self.part.fingerprint.clone(),
             state: standing.state,
             role: Role::Backbone {

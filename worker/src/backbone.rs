@@ -406,3 +406,6 @@ impl<R: StepRunner> Service<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

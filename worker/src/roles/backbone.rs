@@ -38,6 +38,7 @@ use crate::{
         leader::Arrival, part::authority, ranks_service, sizes,
     },
     serve::backbone_service,
+    telemetry::Telemetry,
 };
 
 /// The service whose health is told.
@@ -97,6 +98,7 @@ impl Arguments {
 /// # Errors
 /// What kept it from loading or from serving.
 pub async fn run(arguments: Arguments) -> Result<()> {
+    let _telemetry = Telemetry::start("xomni-backbone");
     arguments.check()?;
     let common = &arguments.common;
     if common.die_with_parent {

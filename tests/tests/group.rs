@@ -111,6 +111,28 @@ impl Scene {
         find(&members.expect("watched")).expect("found")
     }
 
+    /// Waits until the record of a process of a group that follows is as wanted.
+    async fn follower(&mut self, group: &str, wanted: impl Fn(&WorkerRecord) -> bool) {
+        let follows = |record: &WorkerRecord| match &record.role {
+            Role::Backbone {
+                group: of,
+                first_rank,
+                ..
+            } => of == group && *first_rank > 0,
+            Role::Decoder => false,
+        };
+        let found = self.members.wait_for(|members| {
+            let mut followers = members.workers().filter(|record| follows(record));
+            followers.any(&wanted)
+        });
+        drop(
+            timeout(PATIENCE, found)
+                .await
+                .expect("in time")
+                .expect("watched"),
+        );
+    }
+
     /// Waits until a group serves an epoch after `epoch`.
     async fn ready(&mut self, group: &str, epoch: u64) -> Leading {
         self.leading(group, |leading| {
@@ -268,7 +290,7 @@ async fn a_killed_leader_ends_its_group_until_another_leads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_rank_is_overdue() {
     let mut scene = Scene::new();
-    let _leader = scene.worker("g", 0, 1, 2);
+    let leader = scene.worker("g", 0, 1, 2);
     let follower = scene.worker("g", 1, 1, 2);
     let first = scene.ready("g", 0).await;
     let stopped = Instant::now();
@@ -284,6 +306,13 @@ async fn a_stopped_rank_is_overdue() {
     let again = scene.ready("g", first.epoch).await;
     let (_, ended) = draw(&connect(&again), job(1, 30)).await;
     ended.expect("drawn");
+
+    // Its followers leave a leader that is stopped, and it sees that when it goes on.
+    leader.signal("STOP");
+    let silent = |record: &WorkerRecord| record.state == WorkerState::Forming;
+    scene.follower("g", silent).await;
+    leader.signal("CONT");
+    scene.ready("g", again.epoch).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

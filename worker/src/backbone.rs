@@ -408,3 +408,6 @@ pub(crate) fn request(id: RequestId, job: GenerateJob) -> Request {
         log_probs: job.log_probs,
     }
 }
+
+#[cfg(test)]
+mod tests;

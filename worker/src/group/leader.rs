@@ -191,9 +191,11 @@ impl<S: EpochStore> Leader<S> {
                 Ok(()) = newest.changed() => {
                     let newer = newest.borrow_and_update().clone();
                     if let Some(newer) = newer.filter(|newer| newer.number > record.number) {
-                        life.epoch.leave("another process leads the group");
-                        self.act(&mut life);
-                        break End::Superseded(newer);
+                        life.epoch.leave("there is a newer epoch");
+                        if newer.leader != self.id {
+                            self.act(&mut life);
+                            break End::Superseded(newer);
+                        }
                     }
                 }
             }

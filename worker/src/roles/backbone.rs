@@ -96,6 +96,7 @@ impl Arguments {
 /// # Errors
 /// What kept it from loading or from serving.
 pub async fn run(arguments: Arguments) -> Result<()> {
+    let _telemetry = Telemetry::start("xomni-backbone");
     arguments.check()?;
     let common = &arguments.common;
     let _telemetry = Telemetry::start("xomni-backbone");

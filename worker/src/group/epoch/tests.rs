@@ -1,1 +1,607 @@
+//! Random lives of a group, over connections that keep order, break, and carry frames of other
+//! epochs; and the plain life that nothing disturbs.
 
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Instant,
+};
+
+use proptest::prelude::*;
+use xomni_engine::schedule::Sample;
+
+use super::*;
+
+const SIZE: u32 = 4;
+/// Ranks of the leading processes, and of each following one.
+const PARTS: [Range<u32>; 3] = [0..1, 1..3, 3..4];
+
+fn member(ranks: Range<u32>) -> Member {
+    Member {
+        protocol_version: 1,
+        collective: ranks.clone().map(|rank| format!("host:{rank}")).collect(),
+        fingerprint: "f".into(),
+        blocks: 10 + ranks.start,
+        ranks,
+    }
+}
+
+fn id(number: u64) -> EpochId {
+    EpochId {
+        group: "g".into(),
+        number,
+        secret: number.to_be_bytes().as_slice().into(),
+        size: SIZE,
+    }
+}
+
+/// A step that says which epoch planned it.
+fn step(epoch: u64, step: u64) -> Arc<Step> {
+    let samples = vec![Sample {
+        row: 0,
+        uncond_row: None,
+        n: epoch as u32,
+    }];
+    Arc::new(Step {
+        id: step,
+        samples,
+        ..Step::default()
+    })
+}
+
+struct Led {
+    epoch: LeaderEpoch,
+    /// The process that leads.
+    owner: usize,
+    planned: u64,
+    done: u64,
+    served: bool,
+    over: bool,
+}
+
+struct Followed {
+    epoch: FollowerEpoch,
+    link: usize,
+    ran: u64,
+    done: u64,
+    over: bool,
+}
+
+/// A connection. What one end has sent arrives before the end of the connection.
+struct Link {
+    number: u64,
+    follower: usize,
+    joined: bool,
+    to_leader: VecDeque<(u64, ToLeader)>,
+    to_follower: VecDeque<(u64, ToFollower)>,
+    closed: bool,
+}
+
+/// Two processes that want to lead, two that follow, and the store.
+struct World {
+    now: Instant,
+    newest: u64,
+    /// The newest epoch that each leading process has seen.
+    seen: [u64; 2],
+    led: BTreeMap<u64, Led>,
+    followed: [Option<Followed>; 2],
+    /// The last epoch each follower was in.
+    last: [u64; 2],
+    links: Vec<Link>,
+    /// Epochs in which the ranks of each follower were connected.
+    were_ready: BTreeSet<(usize, u64)>,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// A leading process looks at the store.
+    Look(usize),
+    /// It takes the next epoch, if none was taken since it looked.
+    Take(usize),
+    /// A follower joins the n-th epoch from the newest.
+    Follow(usize, u64),
+    /// A frame, or the end, arrives at the leader's end of a connection.
+    ToLeader(usize),
+    /// And at the follower's.
+    ToFollower(usize),
+    /// A frame of another epoch slips into a connection.
+    StaleToLeader(usize, u64),
+    StaleToFollower(usize, u64),
+    /// A connection breaks.
+    Break(usize),
+    /// The ranks of a process are connected.
+    LeaderConnected(u64),
+    FollowerConnected(usize),
+    Plan(u64),
+    LeaderDone(u64),
+    FollowerDone(usize, bool),
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (process, link, back) = (0usize..2, 0usize..4, 0u64..3);
+    prop_oneof![
+        1 => process.clone().prop_map(Op::Look),
+        1 => process.clone().prop_map(Op::Take),
+        3 => (process.clone(), back.clone()).prop_map(|(p, n)| Op::Follow(p, n)),
+        12 => link.clone().prop_map(Op::ToLeader),
+        12 => link.clone().prop_map(Op::ToFollower),
+        1 => (link.clone(), 1u64..3).prop_map(|(l, n)| Op::StaleToLeader(l, n)),
+        1 => (link.clone(), 1u64..3).prop_map(|(l, n)| Op::StaleToFollower(l, n)),
+        1 => link.prop_map(Op::Break),
+        4 => back.clone().prop_map(Op::LeaderConnected),
+        4 => process.clone().prop_map(Op::FollowerConnected),
+        4 => back.clone().prop_map(Op::Plan),
+        4 => back.prop_map(Op::LeaderDone),
+        4 => (process, prop::bool::weighted(0.95)).prop_map(|(p, same)| Op::FollowerDone(p, same)),
+        2 => (0u64..900).prop_map(Op::Wait),
+    ]
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            now: Instant::now(),
+            newest: 0,
+            seen: [0; 2],
+            led: BTreeMap::new(),
+            followed: [None, None],
+            last: [0; 2],
+            links: vec![],
+            were_ready: BTreeSet::new(),
+        }
+    }
+
+    /// The `back`-th connection from the newest.
+    fn link(&self, back: usize) -> Option<usize> {
+        self.links.len().checked_sub(back + 1)
+    }
+
+    fn led(&mut self, back: u64) -> Option<&mut Led> {
+        self.led.get_mut(&self.newest.checked_sub(back)?)
+    }
+
+    fn run(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        let now = self.now;
+        match *op {
+            Op::Look(process) => self.seen[process] = self.newest,
+            Op::Take(process) => self.take(process)?,
+            Op::Follow(follower, back) => self.follow(follower, back),
+            Op::ToLeader(back) => self.to_leader(back)?,
+            Op::ToFollower(back) => self.to_follower(back)?,
+            Op::StaleToLeader(back, age) => {
+                if let Some(link) = self.link(back).map(|link| &mut self.links[link]) {
+                    let frame = (link.number.wrapping_sub(age), ToLeader::Heartbeat);
+                    link.to_leader.push_front(frame);
+                }
+            }
+            Op::StaleToFollower(back, age) => {
+                if let Some(link) = self.link(back).map(|link| &mut self.links[link]) {
+                    let stale = link.number.wrapping_sub(age);
+                    let frame = ToFollower::Plan(step(stale, 0));
+                    link.to_follower.push_front((stale, frame));
+                }
+            }
+            Op::Break(back) => {
+                if let Some(link) = self.link(back).map(|link| &mut self.links[link]) {
+                    link.closed = true;
+                    link.to_leader.clear();
+                    link.to_follower.clear();
+                }
+            }
+            Op::LeaderConnected(back) => {
+                if let Some(led) = self.led(back) {
+                    led.epoch.connected();
+                }
+            }
+            Op::FollowerConnected(follower) => {
+                if let Some(followed) = &mut self.followed[follower] {
+                    followed.epoch.connected(now);
+                    if followed.epoch.stage() == Stage::Ready {
+                        let number = followed.epoch.id().number;
+                        self.were_ready.insert((follower, number));
+                    }
+                }
+            }
+            Op::Plan(back) => {
+                if let Some(led) = self.led(back)
+                    && led.epoch.stage() == Stage::Ready
+                    && led.planned < led.done + 2
+                {
+                    let planned = step(led.epoch.id().number, led.planned);
+                    led.planned += 1;
+                    led.epoch.plan(now, &planned);
+                }
+            }
+            Op::LeaderDone(back) => {
+                if let Some(led) = self.led(back)
+                    && led.done < led.planned
+                {
+                    led.epoch.own_done(now, led.done, led.done * 7);
+                    led.done += 1;
+                }
+            }
+            Op::FollowerDone(follower, same) => {
+                if let Some(followed) = &mut self.followed[follower]
+                    && followed.done < followed.ran
+                {
+                    let hash = followed.done * 7 + u64::from(!same);
+                    followed.epoch.done(now, followed.done, hash);
+                    followed.done += 1;
+                }
+            }
+            Op::Wait(milliseconds) => {
+                self.now += Duration::from_millis(milliseconds);
+                let now = self.now;
+                self.led.values_mut().for_each(|led| led.epoch.tick(now));
+                let followed = self.followed.iter_mut().flatten();
+                followed.for_each(|followed| followed.epoch.tick(now));
+            }
+        }
+        self.settle()
+    }
+
+    fn take(&mut self, process: usize) -> Result<(), TestCaseError> {
+        if self.seen[process] != self.newest {
+            return Ok(());
+        }
+        self.newest += 1;
+        self.seen[process] = self.newest;
+        // A process leads one epoch at a time.
+        for led in self.led.values_mut().filter(|led| led.owner == process) {
+            led.epoch.leave("the next one begins");
+        }
+        let led = Led {
+            epoch: LeaderEpoch::new(id(self.newest), member(PARTS[0].clone()), self.now),
+            owner: process,
+            planned: 0,
+            done: 0,
+            served: false,
+            over: false,
+        };
+        let other = self.led.insert(self.newest, led);
+        prop_assert!(other.is_none(), "at most one leader an epoch");
+        Ok(())
+    }
+
+    fn follow(&mut self, follower: usize, back: u64) {
+        let free = self.followed[follower].as_ref().is_none_or(|f| f.over);
+        let number = self.newest.saturating_sub(back);
+        if !free || number <= self.last[follower] {
+            return;
+        }
+        self.last[follower] = number;
+        self.links.push(Link {
+            number,
+            follower,
+            joined: false,
+            to_leader: VecDeque::new(),
+            to_follower: VecDeque::new(),
+            closed: false,
+        });
+        let ranks = PARTS[follower + 1].clone();
+        self.followed[follower] = Some(Followed {
+            epoch: FollowerEpoch::new(id(number), member(ranks), self.now),
+            link: self.links.len() - 1,
+            ran: 0,
+            done: 0,
+            over: false,
+        });
+    }
+
+    fn to_leader(&mut self, back: usize) -> Result<(), TestCaseError> {
+        let Some(index) = self.link(back) else {
+            return Ok(());
+        };
+        let link = &mut self.links[index];
+        let Some(led) = self.led.get_mut(&link.number) else {
+            return Ok(());
+        };
+        let peer = index as u64;
+        let Some((number, frame)) = link.to_leader.pop_front() else {
+            if link.closed {
+                led.epoch.gone(peer, "closed");
+            }
+            return Ok(());
+        };
+        let stage = led.epoch.stage();
+        if link.joined {
+            led.epoch.frame(self.now, peer, number, frame);
+            let lost = led.epoch.stage() == Stage::Lost;
+            prop_assert!(
+                number == link.number || lost,
+                "no frame of an old epoch is accepted"
+            );
+        } else {
+            match led.epoch.join(self.now, peer, number, frame) {
+                Ok(()) => {
+                    prop_assert_eq!(number, link.number, "no frame of an old epoch is accepted");
+                    link.joined = true;
+                }
+                Err(_) => {
+                    prop_assert_eq!(led.epoch.stage(), stage, "a refusal harms nobody");
+                    link.closed = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn to_follower(&mut self, back: usize) -> Result<(), TestCaseError> {
+        let Some(index) = self.link(back) else {
+            return Ok(());
+        };
+        let link = &mut self.links[index];
+        let Some(followed) = &mut self.followed[link.follower] else {
+            return Ok(());
+        };
+        if followed.link != index {
+            return Ok(());
+        }
+        match link.to_follower.pop_front() {
+            Some((number, frame)) => {
+                followed.epoch.frame(self.now, number, frame);
+                let lost = followed.epoch.stage() == Stage::Lost;
+                prop_assert!(
+                    number == link.number || lost,
+                    "no frame of an old epoch is accepted"
+                );
+            }
+            None if link.closed => followed.epoch.gone("closed"),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Does what leaders and followers ask for, and checks that they may.
+    fn settle(&mut self) -> Result<(), TestCaseError> {
+        for (&number, led) in &mut self.led {
+            let actions = led.epoch.take_actions();
+            prop_assert!(!led.over || actions.is_empty(), "what is lost stays lost");
+            for action in actions {
+                match action {
+                    LeaderAction::Send(peer, frame) => {
+                        let link = &mut self.links[peer as usize];
+                        prop_assert_eq!(link.number, number);
+                        if !link.closed {
+                            link.to_follower.push_back((number, frame));
+                        }
+                    }
+                    LeaderAction::Connect(formation) => {
+                        let all: Vec<_> = (0..SIZE).map(|rank| format!("host:{rank}")).collect();
+                        prop_assert_eq!(&formation.collective[..], &all[..]);
+                        prop_assert_eq!(formation.blocks, 10);
+                    }
+                    LeaderAction::Serve(blocks) => {
+                        prop_assert_eq!(blocks, 10);
+                        for follower in 0..2 {
+                            let ready = self.were_ready.contains(&(follower, number));
+                            prop_assert!(ready, "all ranks form or none");
+                        }
+                        prop_assert!(!led.served);
+                        led.served = true;
+                    }
+                    LeaderAction::Drain => {}
+                    LeaderAction::End(_) => {
+                        led.over = true;
+                        for link in self.links.iter_mut().filter(|link| link.number == number) {
+                            link.closed = true;
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(
+                led.over,
+                led.epoch.stage() == Stage::Lost,
+                "what is lost stays lost"
+            );
+        }
+        for followed in self.followed.iter_mut().flatten() {
+            let actions = followed.epoch.take_actions();
+            prop_assert!(
+                !followed.over || actions.is_empty(),
+                "what is lost stays lost"
+            );
+            let number = followed.epoch.id().number;
+            for action in actions {
+                match action {
+                    FollowerAction::Send(frame) => {
+                        let link = &mut self.links[followed.link];
+                        if !link.closed {
+                            link.to_leader.push_back((number, frame));
+                        }
+                    }
+                    FollowerAction::Connect(_) => {}
+                    FollowerAction::Run(step) => {
+                        prop_assert!(self.led[&number].served, "all ranks form or none");
+                        let planner = u64::from(step.samples[0].n);
+                        prop_assert_eq!(planner, number, "no frame of an old epoch is accepted");
+                        prop_assert_eq!(step.id, followed.ran, "steps run in order");
+                        followed.ran += 1;
+                    }
+                    FollowerAction::End(_) => {
+                        followed.over = true;
+                        self.links[followed.link].closed = true;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_group_lives_or_dies_as_one(
+        begun in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..250),
+    ) {
+        let mut world = if begun { formed() } else { World::new() };
+        for op in &ops {
+            world.run(op)?;
+        }
+    }
+}
+
+/// An undisturbed life up to the first step; the world may be disturbed from there on.
+fn formed() -> World {
+    let mut world = World::new();
+    let ops = [
+        Op::Look(0),
+        Op::Take(0),
+        Op::Follow(0, 0),
+        Op::ToLeader(0),
+        Op::Follow(1, 0),
+        Op::ToLeader(0),
+        Op::LeaderConnected(0),
+        Op::ToFollower(0),
+        Op::ToFollower(1),
+        Op::FollowerConnected(0),
+        Op::FollowerConnected(1),
+        Op::ToLeader(0),
+        Op::ToLeader(1),
+    ];
+    for op in &ops {
+        world.run(op).expect("allowed");
+    }
+    assert_eq!(world.led[&1].epoch.stage(), Stage::Ready);
+    world
+}
+
+fn stage(world: &World) -> Stage {
+    world.led[&1].epoch.stage()
+}
+
+#[test]
+fn an_undisturbed_group_forms_and_runs() {
+    let mut world = formed();
+    for round in 0..50 {
+        let ops = [
+            Op::Plan(0),
+            Op::ToFollower(0),
+            Op::ToFollower(1),
+            Op::LeaderDone(0),
+            Op::FollowerDone(0, true),
+            Op::FollowerDone(1, true),
+            Op::ToLeader(0),
+            Op::ToLeader(1),
+        ];
+        ops.iter().for_each(|op| world.run(op).expect("allowed"));
+        let ran = world.followed.iter().flatten().map(|f| f.ran);
+        assert_eq!(ran.collect::<Vec<_>>(), [round + 1; 2]);
+    }
+    assert_eq!(stage(&world), Stage::Ready);
+}
+
+#[test]
+fn heartbeats_keep_an_idle_group() {
+    let mut world = formed();
+    for _ in 0..40 {
+        world.run(&Op::Wait(500)).expect("allowed");
+        for link in [0, 1] {
+            world.run(&Op::ToLeader(link)).expect("allowed");
+            world.run(&Op::ToFollower(link)).expect("allowed");
+        }
+    }
+    assert_eq!(stage(&world), Stage::Ready);
+}
+
+#[test]
+fn silence_ends_both_sides() {
+    let mut world = formed();
+    for _ in 0..4 {
+        world.run(&Op::Wait(500)).expect("allowed");
+    }
+    assert_eq!(stage(&world), Stage::Lost);
+    let stages = world.followed.iter().flatten().map(|f| f.epoch.stage());
+    assert_eq!(stages.collect::<Vec<_>>(), [Stage::Lost; 2]);
+}
+
+#[test]
+fn a_different_draw_ends_the_group() {
+    let mut world = formed();
+    let ops = [
+        Op::Plan(0),
+        Op::ToFollower(0),
+        Op::FollowerDone(0, true),
+        Op::ToLeader(1),
+        Op::ToFollower(1),
+        Op::FollowerDone(1, false),
+        Op::LeaderDone(0),
+        Op::ToLeader(0),
+        Op::ToLeader(1),
+    ];
+    ops.iter().for_each(|op| world.run(op).expect("allowed"));
+    assert_eq!(stage(&world), Stage::Lost);
+}
+
+/// A leader that forms, and what it answers to one join.
+fn answer(spoil: impl FnOnce(&mut String, &mut Vec<u8>, &mut Member)) -> Result<(), Refusal> {
+    let now = Instant::now();
+    let mut leader = LeaderEpoch::new(id(5), member(PARTS[0].clone()), now);
+    let mut member = member(PARTS[1].clone());
+    let (mut group, mut secret) = ("g".to_owned(), id(5).secret.to_vec());
+    spoil(&mut group, &mut secret, &mut member);
+    let join = ToLeader::Join {
+        group,
+        secret,
+        member,
+    };
+    let answer = leader.join(now, 1, 5, join);
+    assert_eq!(leader.stage(), Stage::Forming);
+    answer
+}
+
+#[test]
+fn only_members_that_fit_join() {
+    answer(|_, _, _| {}).expect("fits");
+    let refusals = [
+        answer(|group, _, _| group.push('x')),
+        answer(|_, secret, _| secret.push(0)),
+        answer(|_, secret, _| secret.clear()),
+        answer(|_, _, member| member.protocol_version = 2),
+        answer(|_, _, member| member.fingerprint.push('x')),
+        answer(|_, _, member| member.ranks = 0..2),
+        answer(|_, _, member| member.ranks = 3..5),
+        answer(|_, _, member| member.ranks = 2..2),
+        answer(|_, _, member| member.collective.clear()),
+        answer(|_, _, member| member.blocks = 0),
+    ];
+    for (case, refusal) in refusals.into_iter().enumerate() {
+        assert!(refusal.is_err(), "case {case}");
+    }
+}
+
+#[test]
+fn an_epoch_that_does_not_form_is_abandoned() {
+    let now = Instant::now();
+    let mut leader = LeaderEpoch::new(id(1), member(PARTS[0].clone()), now);
+    leader.tick(now + FORMING - Duration::from_millis(1));
+    assert_eq!(leader.stage(), Stage::Forming);
+    leader.tick(now + FORMING);
+    let [LeaderAction::End(reason)] = &leader.take_actions()[..] else {
+        panic!("not abandoned");
+    };
+    assert!(reason.contains("[1, 2, 3]"), "{reason}");
+}
+
+#[test]
+fn a_step_that_does_not_end_is_overdue() {
+    let mut world = formed();
+    world.run(&Op::Plan(0)).expect("allowed");
+    world.run(&Op::LeaderDone(0)).expect("allowed");
+    let led = world.led.get_mut(&1).expect("led");
+    let mut now = world.now;
+    while now < world.now + STEP - HEARTBEAT {
+        now += HEARTBEAT;
+        for peer in [0, 1] {
+            led.epoch.frame(now, peer, 1, ToLeader::Heartbeat);
+        }
+        led.epoch.tick(now);
+    }
+    assert_eq!(led.epoch.stage(), Stage::Ready);
+    now += HEARTBEAT;
+    led.epoch.tick(now);
+    assert_eq!(led.epoch.stage(), Stage::Lost);
+}

@@ -28,10 +28,13 @@ impl StepRunner for Fake {
         if self.fails_at == Some(step.id) {
             return Err(Error::GroupLost("as told".into()));
         }
-        let (index, log_prob) = (7, -0.5);
+        let drawn = Drawn {
+            index: 7,
+            log_prob: Some(-0.5),
+        };
         Ok(StepOutput {
             step: step.id,
-            drawn: vec![(7, Drawn { index, log_prob }); step.samples.len()],
+            drawn: vec![Some((7, drawn)); step.samples.len()],
             logits: vec![],
         })
     }
@@ -45,6 +48,7 @@ fn start(ranks: Fake) -> LocalBackbone {
         blocks: 1024,
         block_size: 4,
         max_positions: 2000,
+        vocabulary: 1000,
     };
     LocalBackbone::start(config, ranks).expect("started")
 }

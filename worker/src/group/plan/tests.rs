@@ -20,6 +20,7 @@ fn first() -> Step {
         },
         seed: u64::MAX,
         image_index: 3,
+        log_prob: true,
     };
     let admission = |slot, blocks: [u32; 2], draw| Admission {
         slot,

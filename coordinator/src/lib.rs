@@ -1,5 +1,9 @@
 //! The coordinator: validates requests and takes each from a prompt to pictures.
 //! [`pipeline`] is the page to read first.
 
+pub mod admission;
+pub mod metrics;
 pub mod pipeline;
+pub mod pool;
 pub mod request;
+pub mod routing;

@@ -1,7 +1,8 @@
 //! What the tests of the workspace share: golden fixtures, how results are compared with them,
-//! runs of a fixture's backbone, and the real binaries.
+//! runs of a fixture's backbone, servers within the test, and the real binaries.
 
 pub mod backbone;
 pub mod golden;
 pub mod layout;
+pub mod loopback;
 pub mod process;

@@ -1,8 +1,14 @@
 //! What a worker offers: streams that end in a result, and that are cancelled by dropping them.
 
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::Stream;
 pub use xomni_engine::decode::Progress;
 use xomni_engine::{
     Error, Result,
@@ -104,6 +110,14 @@ impl<T> JobStream<T> {
     }
 }
 
+impl<T> Stream for JobStream<T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<T>>> {
+        self.0.poll_recv(context)
+    }
+}
+
 /// Draws tokens.
 pub trait Backbone: Send + Sync + 'static {
     /// Queues a job and returns the stream of its tokens.
@@ -131,7 +145,16 @@ pub trait Decoder: Send + Sync + 'static {
     ) -> impl Future<Output = Result<JobStream<DecodeEvent>>> + Send;
 }
 
+/// Reads pictures as tokens.
+pub trait Encoder: Send + Sync + 'static {
+    /// The grid and the image codes, row by row, of a PNG or JPEG file.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for another kind of file or size, [`Error::Capacity`].
+    fn encode(&self, picture: Vec<u8>) -> impl Future<Output = Result<(Grid, Vec<u32>)>> + Send;
+}
+
 /// The error of a job whose worker is gone.
-pub(crate) fn worker_gone(what: &str) -> Error {
-    Error::GroupLost(format!("the {what} has stopped"))
+pub(crate) fn worker_gone(what: &'static str) -> Error {
+    Error::worker_lost(what, "it has stopped")
 }

@@ -90,7 +90,8 @@ fn golden_10_decode() {
         pack(&tensors.f32("noise_unpacked"), spec.grid, channels),
         latents
     );
-    let mut denoise = decoder.start(&spec, latents.clone()).unwrap();
+    let prompt = decoder.encode_prompt(&spec.prompt).unwrap();
+    let mut denoise = decoder.start(&spec, &prompt, latents.clone()).unwrap();
     close("sigmas", &denoise.schedule().sigmas);
     close("timesteps", &denoise.schedule().timesteps);
     while let Some(step) = denoise.next_step() {

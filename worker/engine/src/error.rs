@@ -70,6 +70,15 @@ pub enum Error {
     /// A rank, a device or a collective failed; the group is lost.
     #[error("backbone group lost: {0}")]
     GroupLost(String),
+
+    /// A service that works for others has ended, cannot start, or broke its contract.
+    #[error("{what} lost: {reason}")]
+    WorkerLost {
+        /// The service, e.g. `decoder`.
+        what: &'static str,
+        /// What happened to it.
+        reason: String,
+    },
 }
 
 impl Error {
@@ -99,10 +108,18 @@ impl Error {
         }
     }
 
+    /// An [`Error::WorkerLost`].
+    pub fn worker_lost(what: &'static str, reason: impl Into<String>) -> Self {
+        Self::WorkerLost {
+            what,
+            reason: reason.into(),
+        }
+    }
+
     /// Whether the same request may succeed elsewhere or later.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Capacity { .. } | Self::GroupLost(_) => true,
+            Self::Capacity { .. } | Self::GroupLost(_) | Self::WorkerLost { .. } => true,
             Self::BadInput { .. }
             | Self::Checkpoint { .. }
             | Self::Io { .. }

@@ -126,8 +126,23 @@ impl<O: ImageOps> PictureDecoder<O> {
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture> {
         spec.check(self.vq.codes())?;
+        let prompt = self.encode_prompt(&spec.prompt)?;
+        self.develop(spec, &prompt, progress)
+    }
+
+    /// [`PictureDecoder::decode`] with the encoding of the spec's prompt, made before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn develop(
+        &self,
+        spec: &DecodeSpec,
+        prompt: &PromptEncoding<O>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Picture> {
+        spec.check(self.vq.codes())?;
         let latents = noise(spec.seed, spec.image_index, spec.grid, self.latent_channels);
-        self.decode_from_latents(spec, latents, progress)
+        self.develop_from_latents(spec, prompt, latents, progress)
     }
 
     /// [`PictureDecoder::decode`] from given packed latents `[H·W, 4·latent_channels]`.
@@ -140,12 +155,23 @@ impl<O: ImageOps> PictureDecoder<O> {
         latents: Vec<f32>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture> {
+        let prompt = self.encode_prompt(&spec.prompt)?;
+        self.develop_from_latents(spec, &prompt, latents, progress)
+    }
+
+    fn develop_from_latents(
+        &self,
+        spec: &DecodeSpec,
+        prompt: &PromptEncoding<O>,
+        latents: Vec<f32>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Picture> {
         let mut begin = |part| match progress(part) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         };
         begin(Progress::Encode)?;
-        let mut denoise = self.start(spec, latents)?;
+        let mut denoise = self.start(spec, prompt, latents)?;
         while let Some(step) = denoise.next_step() {
             begin(Progress::Denoise {
                 step,
@@ -161,18 +187,22 @@ impl<O: ImageOps> PictureDecoder<O> {
         Ok(to_picture(&values, pixels.height, pixels.width))
     }
 
-    /// Encodes prompt and tokens, and sets the denoising up.
+    /// Encodes the tokens and sets the denoising up.
     ///
     /// # Errors
     /// As [`PictureDecoder::decode_from_latents`].
-    pub fn start(&self, spec: &DecodeSpec, latents: Vec<f32>) -> Result<Denoise<'_, O>> {
+    pub fn start(
+        &self,
+        spec: &DecodeSpec,
+        prompt: &PromptEncoding<O>,
+        latents: Vec<f32>,
+    ) -> Result<Denoise<'_, O>> {
         spec.check(self.vq.codes())?;
         let (ops, config, n) = (&*self.ops, self.flux.config(), spec.grid.tokens());
         if latents.len() != n * config.in_channels {
             let limit = format!("{} values", n * config.in_channels);
             return Err(Error::bad_input("latents", limit, latents.len()));
         }
-        let prompt = self.encode_prompt(&spec.prompt)?;
         let empty = self.empty_prompt()?;
         let text_width = config.joint_attention_dim;
         let text = pair(ops, &prompt.text, &empty.text, T5_LENGTH, text_width)?;
@@ -191,7 +221,7 @@ impl<O: ImageOps> PictureDecoder<O> {
             siglip: &siglip,
             grid: spec.grid,
         };
-        let schedule = Schedule::new(&self.flow, n, spec.steps.unwrap_or(self.steps));
+        let schedule = Schedule::new(&self.flow, n, self.steps(spec.steps));
         Denoise::new(
             ops,
             &self.flux,
@@ -214,6 +244,11 @@ impl<O: ImageOps> PictureDecoder<O> {
             .clip
             .pooled(&self.ops, &self.clip_tokenizer.encode(prompt)?)?;
         Ok(PromptEncoding { text, pooled })
+    }
+
+    /// Denoising steps of a picture that asks for `steps`.
+    pub fn steps(&self, steps: Option<usize>) -> usize {
+        steps.unwrap_or(self.steps)
     }
 
     /// The encoding of the empty prompt, computed once.

@@ -1,0 +1,1 @@
+//! Round trips of the conversions, and messages that anyone may send.

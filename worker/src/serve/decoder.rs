@@ -1,0 +1,254 @@
+//! `Decoder.Decode` and `Decoder.Encode` over any [`Decoder`] and [`Encoder`].
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use tokio::{
+    sync::oneshot,
+    time::{Sleep, sleep_until, timeout_at},
+};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming, codegen::Bytes, metadata::MetadataMap};
+use tracing::{Instrument, Span, info_span};
+use xomni_engine::{Error, text::Grid};
+use xomni_proto::worker::{
+    DecodeDone, DecodeEvent, DecodeInput, EncodedPicture, PictureInput,
+    decode_event::Event,
+    decode_input::Input,
+    decoder_server::{Decoder as Rpc, DecoderServer},
+};
+
+use super::{Responses, deadline};
+use crate::{
+    api::{self, Decoder, Encoder, JobStream},
+    convert::{
+        Identity, MAX_MESSAGE, Refusal,
+        decoder::{self as convert, MAX_CHUNK},
+        status,
+    },
+    telemetry,
+};
+
+/// Largest picture file that is read as tokens, in bytes.
+const MAX_PICTURE: usize = 32 << 20;
+
+/// A decoder and an encoder that answer calls.
+#[derive(Debug)]
+pub struct DecoderService<D, E> {
+    decoder: Arc<D>,
+    encoder: Arc<E>,
+    identity: Identity,
+}
+
+/// The service of `decoder` and `encoder`, to be added to a server. Ending a call cancels its job.
+pub fn decoder_service<D: Decoder, E: Encoder>(
+    decoder: Arc<D>,
+    encoder: Arc<E>,
+    identity: Identity,
+) -> DecoderServer<DecoderService<D, E>> {
+    DecoderServer::new(DecoderService {
+        decoder,
+        encoder,
+        identity,
+    })
+    .max_decoding_message_size(MAX_MESSAGE)
+}
+
+impl<D: Decoder, E: Encoder> DecoderService<D, E> {
+    fn refused(&self, refusal: impl Into<Refusal>) -> Status {
+        status::refused(
+            refusal.into(),
+            self.identity.standing.borrow().retry_after(),
+        )
+    }
+
+    async fn start(
+        &self,
+        metadata: &MetadataMap,
+        mut inputs: Streaming<DecodeInput>,
+        deadline: Option<Instant>,
+    ) -> Result<Development, Status> {
+        let Some(DecodeInput {
+            input: Some(Input::Job(job)),
+        }) = inputs.message().await?
+        else {
+            return Err(self.refused(Error::bad_input("input", "must begin with a job", "none")));
+        };
+        let job = convert::job(job, &self.identity).map_err(|refusal| self.refused(refusal))?;
+        let span = info_span!("decode", request = job.request_id, attempt = job.attempt);
+        telemetry::adopt(&span, metadata);
+        let grid = job.grid;
+        let (codes, arriving) = oneshot::channel();
+        let accepted = self.decoder.decode(job, arriving).instrument(span.clone());
+        let events = accepted.await.map_err(|error| self.refused(error))?;
+        Ok(Development {
+            arrival: Some(Arrival {
+                inputs,
+                codes,
+                grid,
+            }),
+            events,
+            deadline: deadline.map(|at| Box::pin(sleep_until(at.into()))),
+            png: None,
+            span,
+        })
+    }
+
+    async fn read(&self, mut chunks: Streaming<PictureInput>) -> Result<EncodedPicture, Status> {
+        let mut picture = Vec::new();
+        while let Some(PictureInput { chunk }) = chunks.message().await? {
+            let length = picture.len() + chunk.len();
+            if chunk.len() > MAX_CHUNK {
+                let limit = format!("must be at most {MAX_CHUNK} bytes");
+                return Err(self.refused(Error::bad_input("chunk", limit, chunk.len())));
+            }
+            if length > MAX_PICTURE {
+                let limit = format!("must be at most {MAX_PICTURE} bytes");
+                return Err(self.refused(Error::bad_input("image", limit, length)));
+            }
+            picture.extend_from_slice(&chunk);
+        }
+        let (grid, codes) = self
+            .encoder
+            .encode(picture)
+            .await
+            .map_err(|error| self.refused(error))?;
+        Ok(convert::wire_picture(grid, codes))
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
+    type DecodeStream = Responses<DecodeEvent>;
+
+    async fn decode(
+        &self,
+        request: Request<Streaming<DecodeInput>>,
+    ) -> Result<Response<Self::DecodeStream>, Status> {
+        let (metadata, _, inputs) = request.into_parts();
+        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+        let start = self.start(&metadata, inputs, deadline);
+        Ok(Response::new(Box::pin(until(deadline, start).await?)))
+    }
+
+    async fn encode(
+        &self,
+        request: Request<Streaming<PictureInput>>,
+    ) -> Result<Response<EncodedPicture>, Status> {
+        let (metadata, _, chunks) = request.into_parts();
+        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+        let span = info_span!("encode");
+        telemetry::adopt(&span, &metadata);
+        let picture = until(deadline, self.read(chunks).instrument(span)).await?;
+        Ok(Response::new(picture))
+    }
+}
+
+async fn until<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let Some(deadline) = deadline else {
+        return work.await;
+    };
+    let late = |_| Err(status::failed(&Error::DeadlineExceeded));
+    timeout_at(deadline.into(), work).await.unwrap_or_else(late)
+}
+
+/// The way from a client's second message to the decoder.
+struct Arrival {
+    inputs: Streaming<DecodeInput>,
+    codes: oneshot::Sender<Vec<u32>>,
+    grid: Grid,
+}
+
+impl Arrival {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<u32>, Status>> {
+        let input = match ready!(Pin::new(&mut self.inputs).poll_next(context)) {
+            Some(input) => input?,
+            None => return Poll::Ready(Err(status::failed(&Error::Cancelled))),
+        };
+        let Some(Input::Tokens(tokens)) = input.input else {
+            let error = Error::bad_input("input", "must be the job, then its tokens", "another");
+            return Poll::Ready(Err(status::failed(&error)));
+        };
+        let codes = convert::codes(tokens, self.grid);
+        Poll::Ready(codes.map_err(|error| status::failed(&error)))
+    }
+}
+
+/// What a client of Decode is sent: the events of the job while its tokens are awaited and after,
+/// then its PNG in chunks.
+struct Development {
+    /// Taken when the tokens are there.
+    arrival: Option<Arrival>,
+    events: JobStream<api::DecodeEvent>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// What is left of the PNG, and its length; chunks are cut from it without copying.
+    png: Option<(Bytes, u64)>,
+    /// Ends with the call.
+    span: Span,
+}
+
+impl Development {
+    fn chunk(&mut self) -> Option<Event> {
+        let (png, length) = self.png.as_mut()?;
+        if png.is_empty() {
+            let done = Event::Done(DecodeDone { length: *length });
+            self.png = None;
+            return Some(done);
+        }
+        Some(Event::Chunk(png.split_to(png.len().min(MAX_CHUNK))))
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event, Status>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Some(Err(status::failed(&Error::DeadlineExceeded))));
+        }
+        if let Some(arrival) = &mut self.arrival
+            && let Poll::Ready(codes) = arrival.poll(context)
+        {
+            let codes = codes?;
+            if let Some(arrival) = self.arrival.take() {
+                // A job that is gone says why in its events.
+                let _ = arrival.codes.send(codes);
+            }
+        }
+        if self.png.is_none() {
+            match ready!(Pin::new(&mut self.events).poll_next(context)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(status::failed(&error)))),
+                Some(Ok(api::DecodeEvent::Progress(progress))) => {
+                    let progress = convert::wire_progress(progress);
+                    return Poll::Ready(Some(Ok(Event::Progress(progress))));
+                }
+                Some(Ok(api::DecodeEvent::Png(png))) => {
+                    let length = png.len() as u64;
+                    self.png = Some((png.into(), length));
+                }
+            }
+        }
+        Poll::Ready(self.chunk().map(Ok))
+    }
+}
+
+impl Stream for Development {
+    type Item = Result<DecodeEvent, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let span = self.span.clone();
+        let event = ready!(span.in_scope(|| self.poll_event(context)));
+        Poll::Ready(event.map(|event| {
+            Ok(DecodeEvent {
+                event: Some(event?),
+            })
+        }))
+    }
+}

@@ -178,9 +178,9 @@ async fn within<T>(
 
 fn left(assignment: &Assignment) -> Error {
     let worker = &assignment.worker().id;
-    Error::GroupLost(format!("{worker} has left, or has another epoch"))
+    Error::worker_lost("worker", format!("{worker} has left, or has another epoch"))
 }
 
 fn ended_early() -> Error {
-    Error::GroupLost("the stream ended before its last event".into())
+    Error::worker_lost("worker", "the stream ended before its last event")
 }

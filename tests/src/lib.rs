@@ -2,7 +2,9 @@
 //! runs of a fixture's backbone, servers within the test, and the real binaries.
 
 pub mod backbone;
+pub mod etcd;
 pub mod golden;
 pub mod layout;
 pub mod loopback;
 pub mod process;
+pub mod relay;

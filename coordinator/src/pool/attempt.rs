@@ -116,7 +116,7 @@ impl Attempts {
     /// Takes a frame of the running attempt and returns what is new in it, as a frame of the job.
     ///
     /// # Errors
-    /// [`Error::GroupLost`] if it does not continue what was received: the worker cannot be
+    /// [`Error::WorkerLost`] if it does not continue what was received: the worker cannot be
     /// trusted with the job.
     pub fn on_frame(&mut self, frame: TokenFrame) -> Result<Option<TokenFrame>> {
         let output = self.running.get(frame.output).copied();
@@ -199,7 +199,7 @@ fn unseen(known: &[u32], frame: &TokenFrame) -> Result<usize, &'static str> {
 }
 
 fn wrong(output: usize, reason: &str) -> Error {
-    Error::GroupLost(format!("output {output} {reason}"))
+    Error::worker_lost("backbone", format!("output {output} {reason}"))
 }
 
 #[cfg(test)]

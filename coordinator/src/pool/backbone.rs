@@ -103,7 +103,7 @@ where
         frames: mpsc::Sender<Result<TokenFrame>>,
     ) -> Result<()> {
         loop {
-            let failure = match self.follow(&mut running, &frames).await {
+            let failure = match self.follow(&mut running).await {
                 Ok(Some(frame)) => {
                     send(&frames, frame).await?;
                     if self.attempts.is_done() {

@@ -93,7 +93,7 @@ fn frames_that_do_not_continue_are_refused() {
         attempts.next("f");
         attempts.on_frame(frame(0, 0, 0..2)).expect("continues");
         let refused = attempts.on_frame(wrong.clone());
-        assert!(matches!(refused, Err(Error::GroupLost(_))), "{wrong:?}");
+        assert!(matches!(refused, Err(Error::WorkerLost { .. })), "{wrong:?}");
     }
 }
 

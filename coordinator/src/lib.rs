@@ -2,8 +2,10 @@
 //! [`pipeline`] is the page to read first.
 
 pub mod admission;
+pub mod front;
 pub mod metrics;
 pub mod pipeline;
 pub mod pool;
 pub mod request;
 pub mod routing;
+pub mod server;

@@ -132,7 +132,13 @@ impl<C: Connect> Pool<C> {
         let stage = assignment.stage();
         self.metrics.retries(stage).inc();
         let (stage, worker) = (stage.name(), &assignment.worker().id);
-        tracing::warn!(request_id, stage, worker, reason, "attempt failed, another follows");
+        tracing::warn!(
+            request_id,
+            stage,
+            worker,
+            reason,
+            "attempt failed, another follows"
+        );
         assignment.fail();
     }
 }
@@ -164,10 +170,7 @@ async fn send<T>(events: &mpsc::Sender<Result<T>>, event: T) -> Result<()> {
 }
 
 /// `work`, until the deadline.
-async fn within<T>(
-    deadline: Option<Instant>,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
     match deadline {
         Some(at) => tokio::time::timeout_at(at.into(), work)
             .await

@@ -56,6 +56,18 @@ pub struct Need<'a> {
     pub refused: &'a [Life],
 }
 
+impl<'a> Need<'a> {
+    /// Anyone who serves `model`.
+    pub fn any(stage: Stage, model: &'a str) -> Self {
+        Self {
+            stage,
+            model,
+            fingerprint: None,
+            refused: &[],
+        }
+    }
+}
+
 /// Where a worker that was chosen stands now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
@@ -108,7 +120,13 @@ impl Routing {
                 Role::Backbone { epoch, .. } => (Stage::Backbone, epoch),
                 Role::Decoder => (Stage::Decoder, 0),
             };
-            let follows = matches!(record.role, Role::Backbone { first_rank: 1.., .. });
+            let follows = matches!(
+                record.role,
+                Role::Backbone {
+                    first_rank: 1..,
+                    ..
+                }
+            );
             let serves = !matches!(record.state, WorkerState::Forming);
             let understood = record.protocol_version.abs_diff(PROTOCOL_VERSION) <= 1;
             // An epoch that is not complete is none that a job can be running in.
@@ -130,17 +148,18 @@ impl Routing {
         let usual = self.usual_rate(need);
         let soonest = self
             .candidates(need, now)
-            .map(|(life, record)| (self.known_work(life, record) as f64 / rate(record, usual), life))
+            .map(|(life, record)| {
+                (
+                    self.known_work(life, record) as f64 / rate(record, usual),
+                    life,
+                )
+            })
             .min_by(|(a, life), (b, other)| a.total_cmp(b).then_with(|| life.cmp(other)));
         let (_, life) = soonest?;
         Some((life.clone(), &self.workers.get(life)?.record))
     }
 
-    fn candidates(
-        &self,
-        need: Need,
-        now: Instant,
-    ) -> impl Iterator<Item = (&Life, &WorkerRecord)> {
+    fn candidates(&self, need: Need, now: Instant) -> impl Iterator<Item = (&Life, &WorkerRecord)> {
         self.suitable(need).filter(move |(life, record)| {
             record.state == WorkerState::Ready
                 && !need.refused.contains(life)
@@ -179,27 +198,17 @@ impl Routing {
         if count > 0.0 { sum / count } else { 1.0 }
     }
 
-    /// Whether somebody takes work of this kind, now or when a cooldown is over.
-    pub fn serves(&self, stage: Stage, model: &str) -> bool {
-        let need = Need {
-            stage,
-            model,
-            fingerprint: None,
-            refused: &[],
-        };
-        self.suitable(need)
-            .any(|(_, record)| record.state == WorkerState::Ready)
+    /// How many take work of this kind, now or when a cooldown is over.
+    pub fn ready(&self, stage: Stage, model: &str) -> usize {
+        self.suitable(Need::any(stage, model))
+            .filter(|(_, record)| record.state == WorkerState::Ready)
+            .count()
     }
 
     /// Work a second of all who serve `model` together; 0 if none has told.
     pub fn rate(&self, stage: Stage, model: &str) -> f64 {
-        let need = Need {
-            stage,
-            model,
-            fingerprint: None,
-            refused: &[],
-        };
-        let rates = self.suitable(need).map(|(_, record)| record.load.rate);
+        let suitable = self.suitable(Need::any(stage, model));
+        let rates = suitable.map(|(_, record)| record.load.rate);
         rates.filter(|rate| *rate > 0.0).sum()
     }
 

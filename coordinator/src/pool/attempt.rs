@@ -108,7 +108,9 @@ impl Attempts {
         let outputs = self.running.iter();
         GenerateJob {
             attempt: self.job.attempt + self.budget.failures(),
-            outputs: outputs.map(|&index| self.job.outputs[index].clone()).collect(),
+            outputs: outputs
+                .map(|&index| self.job.outputs[index].clone())
+                .collect(),
             ..self.job.clone()
         }
     }

@@ -120,10 +120,7 @@ where
     }
 
     /// What is new in the attempt's next frame.
-    async fn follow(
-        &mut self,
-        running: &mut Running,
-    ) -> Result<Option<TokenFrame>> {
+    async fn follow(&mut self, running: &mut Running) -> Result<Option<TokenFrame>> {
         let frame = tokio::select! {
             frame = running.frames.next() => frame?.ok_or_else(ended_early)?,
             () = running.assignment.lost() => return Err(left(&running.assignment)),

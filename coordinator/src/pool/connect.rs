@@ -29,10 +29,7 @@ pub struct Channels {
 impl Channels {
     /// A channel to `address` (`host:port`), which connects when it is used.
     fn get(&self, address: &str) -> Channel {
-        let mut channels = self
-            .channels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(address) {
             return channel.clone();
         }

@@ -7,9 +7,7 @@ use tracing::{Instrument, Span};
 use xomni_engine::{Error, Result};
 use xomni_worker::api::{DecodeEvent, DecodeJob, Decoder, JobStream, Progress};
 
-use super::{
-    Connect, Pool, Refusals, Start, attempt::Budget, ended_early, left, send, stream,
-};
+use super::{Connect, Pool, Refusals, Start, attempt::Budget, ended_early, left, send, stream};
 use crate::routing::{Assignment, Stage};
 
 /// Develops pictures on whichever decoder is soonest through with its work, and anew on another

@@ -48,9 +48,9 @@ impl Router {
         self.shared.changed.subscribe()
     }
 
-    /// Whether somebody takes work of this kind.
-    pub fn serves(&self, stage: Stage, model: &str) -> bool {
-        self.table().serves(stage, model)
+    /// How many take work of this kind.
+    pub fn ready(&self, stage: Stage, model: &str) -> usize {
+        self.table().ready(stage, model)
     }
 
     /// Work a second of all who serve `model` together; 0 if none has told.

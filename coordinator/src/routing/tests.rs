@@ -63,10 +63,18 @@ fn only_ready_leaders_of_the_model_and_fingerprint_are_chosen() {
     ancient.protocol_version = PROTOCOL_VERSION + 2;
     let mut decoder = backbone("decoder", 1, 0);
     decoder.role = Role::Decoder;
-    let others = [draining, forming, model, ancient, decoder, backbone("rank1", 1, 1)];
+    let others = [
+        draining,
+        forming,
+        model,
+        ancient,
+        decoder,
+        backbone("rank1", 1, 1),
+    ];
     let mut routing = table(&others);
     assert_eq!(chosen(&routing, now), None);
-    assert!(!routing.serves(Stage::Backbone, "m") && routing.serves(Stage::Decoder, "m"));
+    assert_eq!(routing.ready(Stage::Backbone, "m"), 0);
+    assert_eq!(routing.ready(Stage::Decoder, "m"), 1);
 
     let leader = backbone("leader", 1, 0);
     routing.update(others.iter().chain([&leader]));

@@ -60,7 +60,11 @@ fn an_attempt_asks_for_what_is_missing_under_the_jobs_own_numbers() {
     assert_eq!(attempts.fingerprint(), Some("f"));
     let next = attempts.next("f");
     assert_eq!(next.attempt, 1);
-    let asked: Vec<_> = next.outputs.iter().map(|o| (o.image_index, o.forced.len())).collect();
+    let asked: Vec<_> = next
+        .outputs
+        .iter()
+        .map(|o| (o.image_index, o.forced.len()))
+        .collect();
     assert_eq!(asked, [(0, 2), (2, 0)]);
     let frame = attempts.on_frame(frame(1, 2, 0..4)).expect("continues");
     assert_eq!(frame.map(|frame| frame.output), Some(2));
@@ -93,7 +97,10 @@ fn frames_that_do_not_continue_are_refused() {
         attempts.next("f");
         attempts.on_frame(frame(0, 0, 0..2)).expect("continues");
         let refused = attempts.on_frame(wrong.clone());
-        assert!(matches!(refused, Err(Error::WorkerLost { .. })), "{wrong:?}");
+        assert!(
+            matches!(refused, Err(Error::WorkerLost { .. })),
+            "{wrong:?}"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`pipeline`] is the page to read first.
 
 pub mod admission;
+pub mod config;
 pub mod front;
 pub mod metrics;
 pub mod pipeline;

@@ -3,11 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
+use xomni_cluster::Cluster;
 use xomni_engine::{
-    Result,
+    Error, Result,
     checkpoint::{GenerationConfig, XOmniConfig},
     text::Tokenizer,
 };
+use xomni_worker::roles::arguments::served_name;
 
 use crate::{admission::Bounds, metrics::Metrics, pool::ATTEMPTS, request::Limits, server::Setup};
 
@@ -24,7 +26,7 @@ pub struct Config {
     /// Address of the gRPC services; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
-    /// Address of the metrics over HTTP; none by default
+    /// Address at which Prometheus reads metrics; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<SocketAddr>,
     /// etcd endpoints, separated by commas
@@ -70,12 +72,12 @@ impl Config {
     /// Reads the model's tokenizer and limits.
     ///
     /// # Errors
-    /// [`xomni_engine::Error::Checkpoint`] naming file and item, or [`xomni_engine::Error::Io`].
+    /// [`Error::Checkpoint`] naming file and item, or [`Error::Io`].
     pub fn setup(&self, metrics: Metrics) -> Result<Setup> {
         let config = XOmniConfig::open(&self.model)?;
         let generation = GenerationConfig::open(&self.model, &config)?;
         Ok(Setup {
-            model: self.model_name.clone().unwrap_or_else(|| self.folder()),
+            model: served_name(self.model_name.as_deref(), &self.model)?,
             tokenizer: Arc::new(Tokenizer::open(&self.model, &config)?),
             limits: Limits::new(&config, &generation),
             steps: config.decoder.num_inference_steps,
@@ -90,10 +92,14 @@ impl Config {
         })
     }
 
-    /// The name of the model's directory, as workers take it.
-    fn folder(&self) -> String {
-        let path = self.model.canonicalize().unwrap_or(self.model.clone());
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        name.to_string_lossy().into_owned()
+    /// The cluster to serve.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for endpoints or a name that cannot work.
+    pub fn cluster(&self) -> Result<Cluster> {
+        Cluster::connect(&self.etcd, &self.cluster).map_err(|error| Error::Unsupported {
+            what: format!("--etcd {} --cluster {}", self.etcd.join(","), self.cluster),
+            reason: error.to_string(),
+        })
     }
 }

@@ -1,13 +1,14 @@
 //! `xomni-coordinator`: admits requests for pictures and has the workers of a cluster draw them.
 
-use std::{error::Error, process::ExitCode};
+use std::{io::Write, net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
-use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use xomni_cluster::Cluster;
 use xomni_coordinator::{config::Config, metrics::Metrics, server};
-use xomni_worker::telemetry::Telemetry;
+use xomni_engine::Result;
+use xomni_worker::{
+    process::{self, Listener, Signals, die_with_parent},
+    telemetry::Telemetry,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -21,13 +22,38 @@ async fn main() -> ExitCode {
 }
 
 /// Serves until a signal ends it.
-async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+async fn run(config: Config) -> Result<()> {
     let _telemetry = Telemetry::start("xomni-coordinator");
-    let mut registry = Registry::default();
+    if config.die_with_parent {
+        die_with_parent()?;
+    }
+    let mut signals = Signals::catch()?;
+    let mut registry = process::Metrics::registry();
     let setup = config.setup(Metrics::register(&mut registry))?;
-    let cluster = Cluster::connect(&config.etcd, &config.cluster)?;
-    let listener = TcpListener::bind(config.listen).await?;
-    println!("listening on {}", listener.local_addr()?);
-    server::serve(setup, listener, cluster.watch_workers(), signal()).await?;
-    Ok(())
+    let metrics = match config.metrics {
+        Some(address) => Some(process::Metrics::serve(address, registry).await?),
+        None => None,
+    };
+    let cluster = config.cluster()?;
+    let listener = Listener::bind(config.listen).await?;
+    announce(
+        listener.address(),
+        metrics.as_ref().map(process::Metrics::address),
+    );
+    let signalled = async {
+        let signal = signals.next().await;
+        tracing::info!(signal, "ends");
+    };
+    server::serve(setup, listener, cluster.watch_workers(), signalled).await
+}
+
+/// The one line on standard output: where it is called, and where its metrics are.
+fn announce(address: SocketAddr, metrics: Option<SocketAddr>) {
+    let metrics = metrics.map(|address| format!(", metrics at http://{address}/metrics"));
+    // Who closed the output does not want to know.
+    let _ = writeln!(
+        std::io::stdout(),
+        "coordinator ready at {address}{}",
+        metrics.unwrap_or_default()
+    );
 }

@@ -65,38 +65,37 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Metrics that `registry` exposes.
+    /// Metrics that `registry` exposes, which puts `xomni_` before their names.
     pub fn register(registry: &mut Registry) -> Self {
         let new = Self::default();
-        let xomni = registry.sub_registry_with_prefix("xomni");
-        xomni.register(
+        registry.register(
             "requests",
             "Requests ended, by gRPC status",
             new.requests.clone(),
         );
-        xomni.register(
+        registry.register(
             "requests_in_flight",
             "Requests that run",
             new.in_flight.clone(),
         );
-        xomni.register("queue_requests", "Requests that wait", new.queued.clone());
-        xomni.register(
+        registry.register("queue_requests", "Requests that wait", new.queued.clone());
+        registry.register(
             "request_seconds",
             "Time from a request's arrival to its end",
             new.seconds.clone(),
         );
-        xomni.register(
+        registry.register(
             "queue_seconds",
             "Time from a request's arrival to its start",
             new.queue_seconds.clone(),
         );
-        xomni.register("images", "Pictures delivered", new.images.clone());
-        xomni.register(
+        registry.register("images", "Pictures delivered", new.images.clone());
+        registry.register(
             "retries",
             "Attempts that failed and were followed by another, by stage",
             new.retries.clone(),
         );
-        xomni.register(
+        registry.register(
             "ready_workers",
             "Workers that take work, by stage",
             new.ready.clone(),
@@ -150,7 +149,7 @@ mod tests {
 
     #[test]
     fn names_are_those_an_operator_looks_for() {
-        let mut registry = Registry::default();
+        let mut registry = xomni_worker::process::Metrics::registry();
         let metrics = Metrics::register(&mut registry);
         metrics.requests(Code::ResourceExhausted).inc();
         metrics.retries(Stage::Backbone).inc();

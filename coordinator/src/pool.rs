@@ -5,8 +5,6 @@ pub mod attempt;
 mod backbone;
 pub mod connect;
 mod decoder;
-#[cfg(test)]
-mod tests;
 
 use std::{
     future::Future,

@@ -1,14 +1,14 @@
 //! A coordinator from its first call to its last.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tokio::{sync::watch, time::timeout};
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use xomni_cluster::Membership;
-use xomni_engine::text::Tokenizer;
+use xomni_engine::{Error, Result, text::Tokenizer};
 use xomni_proto::images::images_server::SERVICE_NAME;
+use xomni_worker::process::Listener;
 
 use crate::{
     admission::{Bounds, Gate},
@@ -54,28 +54,17 @@ pub struct Setup {
     pub metrics: Metrics,
 }
 
-/// Why a coordinator cannot serve.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The reflection service does not take the descriptors.
-    #[error("reflection: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
-    /// The listener failed.
-    #[error("server: {0}")]
-    Transport(#[from] tonic::transport::Error),
-}
-
 /// Serves on `listener`, with the workers of `membership`, until `shutdown`; then refuses new
 /// requests and finishes those that run, under the drain's deadline.
 ///
 /// # Errors
-/// [`ServeError`].
+/// [`Error::WorkerLost`] if the server fails.
 pub async fn serve(
     setup: Setup,
-    listener: TcpListener,
+    listener: Listener,
     membership: watch::Receiver<Arc<Membership>>,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let router = Router::new(COOLDOWN);
     let channels = Channels::default();
     let calls = Calls::new(setup.metrics.clone());
@@ -92,45 +81,36 @@ pub async fn serve(
         metrics: setup.metrics.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(xomni_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let (closing, closed) = watch::channel(false);
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .tcp_nodelay(true)
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(images_service(Arc::new(front)))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
-            let mut closed = closed;
-            // A sender that is gone closes too.
-            let _ = closed.wait_for(|closing| *closing).await;
-        });
+    let routes = reflection(Routes::new(images_service(Arc::new(front))))?.add_service(health_service);
     let life = async {
         tokio::select! {
-            () = follow(&setup, &router, membership, &health) => {}
+            never = follow(&setup, &router, membership, &health) => match never {},
             () = shutdown => {}
         }
+        tracing::info!("drains");
         calls.enter(Phase::Draining);
         report(&health, false).await;
-        tracing::info!("draining");
-        if tokio::time::timeout(setup.drain, calls.idle())
-            .await
-            .is_err()
-        {
-            tracing::warn!("requests are still running; ending them");
+        if timeout(setup.drain, calls.idle()).await.is_err() {
+            tracing::warn!(after = ?setup.drain, "requests in progress are given up");
         }
         calls.enter(Phase::Ended);
-        closing.send_replace(true);
-        // The server itself ends this wait as soon as its last connection is closed.
-        tokio::time::sleep(CLOSE).await;
     };
-    tokio::select! {
-        served = server => Ok(served?),
-        () = life => Ok(()),
-    }
+    listener.serve(routes, life, CLOSE).await.map(|_| ())
+}
+
+/// Adds the reflection service in both its versions: clients still ask for the older.
+fn reflection(routes: Routes) -> Result<Routes> {
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(xomni_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| {
+        Error::worker_lost("reflection", error.to_string())
+    };
+    Ok(routes
+        .add_service(describe().build_v1().map_err(failed)?)
+        .add_service(describe().build_v1alpha().map_err(failed)?))
 }
 
 fn pool<C>(setup: &Setup, router: &Router, connect: C) -> Pool<C> {
@@ -149,7 +129,7 @@ async fn follow(
     router: &Router,
     mut membership: watch::Receiver<Arc<Membership>>,
     health: &HealthReporter,
-) {
+) -> Infallible {
     loop {
         let workers = membership.borrow_and_update().clone();
         router.update(workers.workers());

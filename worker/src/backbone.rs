@@ -2,16 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, mpsc as sync_mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as sync_mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot};
+use xomni_cluster::record::Load;
 use xomni_engine::{
     Error, Result,
-    group::ThreadGroup,
-    schedule::{AbortReason, Event, Request, RequestId, Scheduler, SchedulerConfig},
+    group::{StepOutput, ThreadGroup},
+    schedule::{AbortReason, Event, Request, RequestId, Scheduler, SchedulerConfig, Step},
 };
 
 use crate::api::{Backbone, GenerateJob, JobStream, TokenFrame, worker_gone};
@@ -20,6 +21,35 @@ use crate::api::{Backbone, GenerateJob, JobStream, TokenFrame, worker_gone};
 const FRAMES_IN_FLIGHT: usize = 64;
 /// How often a slow reader's channel is tried again while nothing else happens.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
+/// Steps that are planned before the tokens of the first of them are known.
+pub const STEPS_AHEAD: usize = 2;
+/// Work over which the rate of rows is taken.
+const RATE_WINDOW: Duration = Duration::from_secs(1);
+
+/// Runs the steps that a scheduler plans, in order.
+pub trait StepRunner: Send + 'static {
+    /// Gives a step to the ranks; it may run now or later.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`]; nothing more is run then.
+    fn submit(&mut self, step: &Arc<Step>) -> Result<()>;
+
+    /// Waits for the oldest step that was submitted and not collected.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`]; nothing more is run then.
+    fn collect(&mut self) -> Result<StepOutput>;
+}
+
+impl StepRunner for ThreadGroup {
+    fn submit(&mut self, step: &Arc<Step>) -> Result<()> {
+        Self::submit(self, step)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        Self::collect(self)
+    }
+}
 
 struct Submission {
     job: GenerateJob,
@@ -27,11 +57,24 @@ struct Submission {
     accepted: oneshot::Sender<Result<()>>,
 }
 
-/// A scheduler and its group of ranks on one thread. Dropping it cancels everything and joins.
+enum Message {
+    Submit(Box<Submission>),
+    Stop,
+}
+
+/// A scheduler and the ranks it plans for, on one thread. Dropping it ends what runs with
+/// [`Error::GroupLost`] and joins the thread, which takes as long as a step.
 #[derive(Debug)]
 pub struct LocalBackbone {
-    submissions: Option<sync_mpsc::Sender<Submission>>,
+    handle: BackboneHandle,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Submits jobs to a [`LocalBackbone`] for as long as that lives.
+#[derive(Debug, Clone)]
+pub struct BackboneHandle {
+    messages: sync_mpsc::Sender<Message>,
+    load: Arc<Mutex<Load>>,
 }
 
 impl LocalBackbone {
@@ -39,47 +82,91 @@ impl LocalBackbone {
     ///
     /// # Errors
     /// [`Error::GroupLost`] if the system gives no thread.
-    pub fn start(config: SchedulerConfig, group: ThreadGroup) -> Result<Self> {
-        let (submissions, inbox) = sync_mpsc::channel();
+    pub fn start(config: SchedulerConfig, ranks: impl StepRunner) -> Result<Self> {
+        let (messages, inbox) = sync_mpsc::channel();
+        let scheduler = Scheduler::new(config);
+        let load = Arc::new(Mutex::new(measure(&scheduler, 0, 0.0)));
+        let handle = BackboneHandle {
+            messages,
+            load: load.clone(),
+        };
         let service = Service {
-            scheduler: Scheduler::new(config),
-            group,
+            scheduler,
+            ranks,
             inbox,
             next_id: 0,
             clients: HashMap::new(),
+            load,
+            pace: Pace::default(),
         };
         let thread = std::thread::Builder::new()
             .name("backbone".into())
             .spawn(move || service.run())
             .map_err(|error| Error::GroupLost(format!("no thread for the backbone: {error}")))?;
         Ok(Self {
-            submissions: Some(submissions),
+            handle,
             thread: Some(thread),
         })
+    }
+
+    /// Submits jobs from elsewhere.
+    pub fn handle(&self) -> BackboneHandle {
+        self.handle.clone()
+    }
+}
+
+impl BackboneHandle {
+    /// What the backbone can hold and holds, as of its last step.
+    pub fn load(&self) -> Load {
+        *lock(&self.load)
+    }
+}
+
+/// A [`Load`] is valid whatever a panicking holder did.
+fn lock(load: &Mutex<Load>) -> MutexGuard<'_, Load> {
+    load.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn measure(scheduler: &Scheduler, jobs: usize, rate: f64) -> Load {
+    let queued = scheduler.load().0;
+    let config = scheduler.config();
+    Load {
+        queue_capacity: config.max_queue as u64,
+        queued: queued as u64,
+        running: jobs.saturating_sub(queued) as u64,
+        backlog: scheduler.backlog_rows() as u64,
+        rate,
+        kv_blocks: config.blocks as u64,
+        kv_blocks_free: scheduler.available().0 as u64,
     }
 }
 
 impl Backbone for LocalBackbone {
     async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
-        let (frames, stream) = mpsc::channel(FRAMES_IN_FLIGHT);
+        self.handle.generate(job).await
+    }
+}
+
+impl Backbone for BackboneHandle {
+    async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
+        let (frames, stream) = mpsc::channel(FRAMES_IN_FLIGHT + 1);
         let (accepted, answer) = oneshot::channel();
-        let submission = Submission {
+        let submission = Message::Submit(Box::new(Submission {
             job,
             frames,
             accepted,
-        };
-        let inbox = self.submissions.as_ref();
-        if inbox.is_none_or(|submissions| submissions.send(submission).is_err()) {
-            return Err(worker_gone("backbone"));
-        }
-        answer.await.map_err(|_| worker_gone("backbone"))??;
+        }));
+        let gone = || worker_gone("backbone");
+        self.messages.send(submission).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())??;
         Ok(JobStream::new(stream))
     }
 }
 
 impl Drop for LocalBackbone {
     fn drop(&mut self) {
-        self.submissions = None;
+        // A thread that has ended needs no message.
+        let _ = self.handle.messages.send(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -89,6 +176,8 @@ impl Drop for LocalBackbone {
 /// Where a request's tokens go.
 struct Client {
     frames: mpsc::Sender<Result<TokenFrame>>,
+    /// The place of an error, kept free so that it always arrives.
+    last: mpsc::OwnedPermit<Result<TokenFrame>>,
     log_probs: bool,
     /// Frames that the channel has no room for yet, at most one an output.
     pending: Vec<TokenFrame>,
@@ -124,30 +213,59 @@ impl Client {
         }
         self.unfinished > 0
     }
+
+    /// Hands over what the channel takes, then `error`.
+    fn fail(mut self, error: Error) {
+        self.flush();
+        self.last.send(Err(error));
+    }
 }
 
-struct Service {
+/// Rows run in some time of work.
+#[derive(Debug, Default)]
+struct Pace {
+    rows: usize,
+    busy: Duration,
+    rate: f64,
+}
+
+impl Pace {
+    fn add(&mut self, rows: usize, took: Duration) {
+        self.rows += rows;
+        self.busy += took;
+        if self.busy >= RATE_WINDOW {
+            self.rate = self.rows as f64 / self.busy.as_secs_f64();
+            (self.rows, self.busy) = (0, Duration::ZERO);
+        }
+    }
+}
+
+struct Service<R> {
     scheduler: Scheduler,
-    group: ThreadGroup,
-    inbox: sync_mpsc::Receiver<Submission>,
+    ranks: R,
+    inbox: sync_mpsc::Receiver<Message>,
     next_id: RequestId,
     clients: HashMap<RequestId, Client>,
+    load: Arc<Mutex<Load>>,
+    pace: Pace,
 }
 
-impl Service {
+impl<R: StepRunner> Service<R> {
     fn run(mut self) {
         while self.receive() {
             if let Err(error) = self.step() {
                 tracing::error!(%error, "backbone group lost");
-                self.fail(&error);
+                self.fail(&error.to_string());
                 return;
             }
+            *lock(&self.load) = measure(&self.scheduler, self.clients.len(), self.pace.rate);
         }
+        self.fail("the backbone has stopped");
     }
 
     /// Takes new submissions, waiting while there is nothing else to do; `false` at the end.
     fn receive(&mut self) -> bool {
-        if self.scheduler.load() == (0, 0) {
+        if self.scheduler.load() == (0, 0) && self.scheduler.steps_in_flight() == 0 {
             let first = if self.clients.is_empty() {
                 self.inbox
                     .recv()
@@ -156,16 +274,16 @@ impl Service {
                 self.inbox.recv_timeout(FLUSH_INTERVAL)
             };
             match first {
-                Ok(submission) => self.submit(submission),
+                Ok(Message::Submit(submission)) => self.submit(*submission),
                 Err(sync_mpsc::RecvTimeoutError::Timeout) => {}
-                Err(sync_mpsc::RecvTimeoutError::Disconnected) => return false,
+                Ok(Message::Stop) | Err(sync_mpsc::RecvTimeoutError::Disconnected) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(submission) => self.submit(submission),
+                Ok(Message::Submit(submission)) => self.submit(*submission),
                 Err(sync_mpsc::TryRecvError::Empty) => return true,
-                Err(sync_mpsc::TryRecvError::Disconnected) => return false,
+                Ok(Message::Stop) | Err(sync_mpsc::TryRecvError::Disconnected) => return false,
             }
         }
     }
@@ -180,8 +298,12 @@ impl Service {
     ) {
         let id = self.next_id;
         self.next_id += 1;
+        let Ok(last) = frames.clone().try_reserve_owned() else {
+            return; // The caller is gone already.
+        };
         let client = Client {
             frames,
+            last,
             log_probs: job.log_probs,
             pending: vec![],
             unfinished: job.outputs.len(),
@@ -214,9 +336,18 @@ impl Service {
                 self.scheduler.cancel(id);
             }
         }
-        if let Some(step) = self.scheduler.plan(Instant::now()) {
-            let output = self.group.run(Arc::new(step))?;
+        let start = Instant::now();
+        let mut rows = 0;
+        while self.scheduler.steps_in_flight() < STEPS_AHEAD
+            && let Some(step) = self.scheduler.plan(start)
+        {
+            rows += step.rows.len();
+            self.ranks.submit(&Arc::new(step))?;
+        }
+        if self.scheduler.steps_in_flight() > 0 {
+            let output = self.ranks.collect()?;
             self.scheduler.on_done(output.step, &output.drawn)?;
+            self.pace.add(rows, start.elapsed());
         }
         for event in self.scheduler.take_events() {
             self.on_event(event);
@@ -263,17 +394,15 @@ impl Service {
                     AbortReason::Cancelled => Error::Cancelled,
                     AbortReason::Deadline => Error::DeadlineExceeded,
                 };
-                let _ = client.frames.try_send(Err(error));
+                client.fail(error);
             }
         }
     }
 
     /// Ends every request with the reason the group was lost.
-    fn fail(&mut self, error: &Error) {
+    fn fail(&mut self, reason: &str) {
         for (_, client) in self.clients.drain() {
-            let _ = client
-                .frames
-                .try_send(Err(Error::GroupLost(error.to_string())));
+            client.fail(Error::GroupLost(reason.to_owned()));
         }
     }
 }

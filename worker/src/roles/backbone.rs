@@ -35,5 +35,8 @@ pub struct Arguments {
 /// # Errors
 /// What kept it from loading or from serving.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    Err(Error::Unsupported { what: format!("{arguments:?}"), reason: "no service".into() })
+    Err(Error::Unsupported {
+        what: format!("{arguments:?}"),
+        reason: "no service".into(),
+    })
 }

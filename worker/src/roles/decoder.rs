@@ -1,11 +1,32 @@
 //! A process that develops tokens into pictures, and reads pictures as tokens.
 
-use std::path::PathBuf;
+use std::{io::Write, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use xomni_engine::{Error, Result};
+use tokio::sync::{oneshot, watch};
+use tonic::service::Routes;
+use xomni_cluster::record::{Role, WorkerRecord, WorkerState};
+use xomni_engine::{
+    Result,
+    checkpoint::XOmniConfig,
+    decode::{PictureDecoder, PictureEncoder},
+    ops::cpu::Cpu,
+    text::Grid,
+};
+use xomni_proto::PROTOCOL_VERSION;
 
-use super::arguments::Common;
+use super::{
+    arguments::{Common, worker_id},
+    fingerprint,
+};
+use crate::{
+    api::{DecodeEvent, DecodeJob, Decoder, worker_gone},
+    convert::{Identity, Standing},
+    decoder::{LocalDecoder, LocalEncoder},
+    process::{Listener, Metrics, Presence, Signals, die_with_parent, on_thread},
+    serve::decoder_service,
+    telemetry::Telemetry,
+};
 
 /// Arguments of `xomni-worker decoder`.
 #[derive(Debug, Args)]
@@ -25,8 +46,140 @@ pub struct Arguments {
 /// # Errors
 /// What kept it from loading or from serving.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    Err(Error::Unsupported {
-        what: format!("{arguments:?}"),
-        reason: "no service".into(),
-    })
+    let _telemetry = Telemetry::start("xomni-decoder");
+    if arguments.common.die_with_parent {
+        die_with_parent()?;
+    }
+    let mut signals = Signals::catch()?;
+    tokio::select! {
+        warm = warm_up(&arguments) => serve(&arguments.common, warm?, signals).await,
+        signal = signals.next() => {
+            tracing::info!(signal, "ends before it served");
+            Ok(())
+        }
+    }
+}
+
+/// What has been loaded and has worked once.
+struct Warm {
+    decoder: LocalDecoder,
+    encoder: LocalEncoder<Cpu>,
+    model: String,
+    fingerprint: String,
+}
+
+async fn warm_up(arguments: &Arguments) -> Result<Warm> {
+    let Arguments {
+        common,
+        flux,
+        max_queue,
+    } = arguments;
+    let (model, flux, max_queue) = (common.model.clone(), flux.clone(), *max_queue);
+    let (name, source) = (common.served_name()?, common.source()?);
+    let load = move || {
+        let ops = Arc::new(Cpu::new());
+        let config = XOmniConfig::open(&model)?;
+        let device = ops.isa().to_string();
+        let fingerprint = fingerprint::pictures(&model, &flux, source, &device)?;
+        let encoder = PictureEncoder::open(ops.clone(), &model, &config, source)?;
+        let decoder = PictureDecoder::open(ops, &model, &flux, &config, source)?;
+        Ok(Warm {
+            decoder: LocalDecoder::bounded(Arc::new(decoder), max_queue)?,
+            encoder: LocalEncoder::new(Arc::new(encoder), max_queue),
+            model: name,
+            fingerprint,
+        })
+    };
+    let warm = on_thread("load", load).await?;
+    develop_one(&warm.decoder).await?;
+    Ok(warm)
+}
+
+/// Develops the smallest picture, so that the first caller does not wait for what is done once.
+async fn develop_one(decoder: &LocalDecoder) -> Result<()> {
+    let grid = Grid::new(1, 1);
+    let job = DecodeJob {
+        request_id: "warm-up".into(),
+        attempt: 0,
+        prompt: String::new(),
+        grid,
+        seed: 0,
+        image_index: 0,
+        steps: Some(1),
+    };
+    let (sender, codes) = oneshot::channel();
+    let mut events = decoder.decode(job, codes).await?;
+    // A decoder that is gone says so in its events.
+    let _ = sender.send(vec![0; grid.tokens()]);
+    loop {
+        match events.next().await? {
+            Some(DecodeEvent::Progress(_)) => {}
+            Some(DecodeEvent::Png(_)) => return Ok(()),
+            None => return Err(worker_gone("decoder")),
+        }
+    }
+}
+
+async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> {
+    let listener = Listener::bind(common.listen).await?;
+    let address = common.advertised(listener.address())?;
+    let metrics = serve_metrics(common.metrics, &warm.decoder).await?;
+    let cluster = common.cluster()?;
+    let standing = watch::Sender::new(Standing::ready(0));
+    let record = WorkerRecord {
+        id: worker_id("decoder"),
+        address: address.clone(),
+        protocol_version: PROTOCOL_VERSION,
+        model: warm.model.clone(),
+        fingerprint: warm.fingerprint.clone(),
+        state: WorkerState::Ready,
+        role: Role::Decoder,
+        load: warm.decoder.load(),
+    };
+    let identity = Identity {
+        model: warm.model,
+        fingerprint: warm.fingerprint,
+        weights_version: String::new(),
+        vocabulary: 0,
+        standing: standing.subscribe(),
+    };
+    let decoder = Arc::new(warm.decoder);
+    let (presence, health) = Presence::new(record, standing, cluster.as_ref());
+    let service = decoder_service(decoder.clone(), Arc::new(warm.encoder), identity);
+    let routes = Routes::new(service).add_service(health);
+    announce(&address, metrics.as_ref().map(Metrics::address));
+    let stop = async {
+        let signal = signals.next().await;
+        tracing::info!(signal, "drains");
+        presence.drain();
+    };
+    let drained = tokio::select! {
+        drained = listener.serve(routes, stop, common.drain()) => drained,
+        never = presence.keep(|| decoder.load()) => match never {},
+    };
+    presence.withdraw().await;
+    drained.map(|_| ())
+}
+
+async fn serve_metrics(
+    address: Option<SocketAddr>,
+    decoder: &LocalDecoder,
+) -> Result<Option<Metrics>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let mut registry = Metrics::registry();
+    decoder.meter().register(&mut registry);
+    Metrics::serve(address, registry).await.map(Some)
+}
+
+/// The one line on standard output: where it is called, and where its metrics are.
+fn announce(address: &str, metrics: Option<SocketAddr>) {
+    let metrics = metrics.map(|address| format!(", metrics at http://{address}/metrics"));
+    // Who closed the output does not want to know.
+    let _ = writeln!(
+        std::io::stdout(),
+        "decoder ready at {address}{}",
+        metrics.unwrap_or_default()
+    );
 }

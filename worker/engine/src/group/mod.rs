@@ -4,4 +4,4 @@ pub mod rank;
 pub mod threads;
 
 pub use rank::{Rank, StepOutput};
-pub use threads::{GroupConfig, ThreadGroup};
+pub use threads::{Connection, GroupConfig, ThreadGroup};

@@ -6,6 +6,7 @@ use crate::{
     Error, Result,
     model::backbone::Backbone,
     ops::{RowBatch, RowDraw, TransformerOps},
+    parallel::Collective,
     sampling::{Draw, Drawn},
     schedule::{Admission, Mode, Sample, Slot, Step, TokenSource},
 };
@@ -53,6 +54,17 @@ impl<O: TransformerOps> Rank<O> {
             suppressed,
             keep_logits,
         }
+    }
+
+    /// Forgets every sequence and exchanges through `collective` from here on.
+    pub fn begin_epoch(&mut self, collective: Box<dyn Collective<O>>) {
+        self.sequences.clear();
+        self.backbone.set_collective(collective);
+    }
+
+    /// Number of ranks of the group.
+    pub fn group_size(&self) -> usize {
+        self.backbone.group_size()
     }
 
     /// Runs one step. Steps must come in the order planned.

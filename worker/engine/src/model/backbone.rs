@@ -145,6 +145,16 @@ impl<O: TransformerOps> Backbone<O> {
         })
     }
 
+    /// Exchanges through `collective`, a group of the same size, from here on.
+    pub fn set_collective(&mut self, collective: Box<dyn Collective<O>>) {
+        self.collective = collective;
+    }
+
+    /// Number of ranks of the group.
+    pub fn group_size(&self) -> usize {
+        self.collective.size()
+    }
+
     /// A K/V cache for this rank's heads: `blocks` blocks of `block_size` positions.
     pub fn kv_cache(&self, blocks: usize, block_size: usize) -> Result<O::Kv> {
         self.ops.kv_cache(KvLayout {

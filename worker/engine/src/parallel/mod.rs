@@ -8,8 +8,10 @@ pub mod collective;
 pub mod layout;
 pub mod linear;
 pub mod local;
+pub mod net;
 pub mod vocabulary;
 
 pub use collective::Collective;
 pub use layout::{CHUNKS, HeadLayout, Shard};
 pub use local::{LocalCollective, local_group};
+pub use net::{NetAbort, NetCollective, NetConfig};

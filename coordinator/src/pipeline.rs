@@ -9,6 +9,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use tracing::Instrument;
 use xomni_engine::{
     Error, Result,
     schedule::{Mode, OutputSpec},
@@ -94,13 +95,8 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
                 codes: Vec::with_capacity(total),
                 tokens,
             }));
-            decodes.spawn(develop(
-                self.decoder.clone(),
-                decode,
-                codes,
-                start,
-                events.clone(),
-            ));
+            let develop = develop(self.decoder.clone(), decode, codes, start, events.clone());
+            decodes.spawn(develop.in_current_span());
         }
         let mut unfinished = drawing.len();
         while unfinished > 0 {
@@ -200,7 +196,7 @@ pub fn generate_job(tokenizer: &Tokenizer, job: &ImageJob) -> Result<GenerateJob
         outputs,
         max_tokens: job.grid.tokens(),
         stop_ids: vec![],
-        deadline: None,
+        deadline: job.deadline,
         log_probs: false,
     })
 }

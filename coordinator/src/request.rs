@@ -1,5 +1,7 @@
 //! What a client asks for, and its validated form.
 
+use std::time::Instant;
+
 use xomni_engine::{
     Error, Result,
     checkpoint::{GenerationConfig, XOmniConfig},
@@ -92,6 +94,8 @@ pub struct ImageJob {
     pub sampling: SamplingParams,
     /// Denoising steps; the checkpoint's where `None`.
     pub steps: Option<usize>,
+    /// When to give up; [`ImageRequest::validate`] sets none.
+    pub deadline: Option<Instant>,
 }
 
 impl ImageRequest {
@@ -150,6 +154,7 @@ impl ImageRequest {
             seed: self.seed.unwrap_or_else(random_number),
             sampling,
             steps: self.num_inference_steps,
+            deadline: None,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -53,21 +53,12 @@ pub struct Common {
 }
 
 impl Common {
-    /// Name under which the model is served.
+    /// Name under which the model is served; see [`served_name`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the directory has no name to give.
+    /// As there.
     pub fn served_name(&self) -> Result<String> {
-        if let Some(name) = self.model_name.clone().filter(|name| !name.is_empty()) {
-            return Ok(name);
-        }
-        let directory = self.model.canonicalize();
-        let directory = directory.map_err(|error| Error::io(&self.model, error))?;
-        let name = directory.file_name().and_then(|name| name.to_str());
-        name.map(str::to_owned).ok_or_else(|| Error::Unsupported {
-            what: format!("--model {}", self.model.display()),
-            reason: "its name is no text: give --model-name".into(),
-        })
+        served_name(self.model_name.as_deref(), &self.model)
     }
 
     /// Host under which others reach what listens at `address`.
@@ -129,6 +120,23 @@ impl Common {
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.drain)
     }
+}
+
+/// The name of a model: the one given, or else its directory's.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the directory has no name to give.
+pub fn served_name(given: Option<&str>, model: &Path) -> Result<String> {
+    if let Some(name) = given.filter(|name| !name.is_empty()) {
+        return Ok(name.to_owned());
+    }
+    let directory = model.canonicalize();
+    let directory = directory.map_err(|error| Error::io(model, error))?;
+    let name = directory.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).ok_or_else(|| Error::Unsupported {
+        what: format!("--model {}", model.display()),
+        reason: "its name is no text: give --model-name".into(),
+    })
 }
 
 /// A name that no process of the cluster had before.

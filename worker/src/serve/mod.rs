@@ -21,7 +21,7 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 ///
 /// # Errors
 /// [`Error::BadInput`] for one that is not as gRPC defines it.
-fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>> {
+pub fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>> {
     let Some(given) = metadata.get("grpc-timeout") else {
         return Ok(None);
     };

@@ -1,0 +1,105 @@
+//! The arguments of `xomni-coordinator`, and what they make.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Parser;
+use xomni_cluster::Cluster;
+use xomni_engine::{
+    Error, Result,
+    checkpoint::{GenerationConfig, XOmniConfig},
+    text::Tokenizer,
+};
+use xomni_worker::roles::arguments::served_name;
+
+use crate::{admission::Bounds, metrics::Metrics, pool::ATTEMPTS, request::Limits, server::Setup};
+
+/// Admits requests for pictures and has the workers of a cluster draw them.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Config {
+    /// X-Omni checkpoint directory; its weights are not read
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Name under which the workers serve it; the directory's by default
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Address of the gRPC services; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Address at which Prometheus reads metrics; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// etcd endpoints, separated by commas
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        required = true,
+        env = "XOMNI_ETCD"
+    )]
+    pub etcd: Vec<String>,
+    /// Name of the cluster: the part of etcd that it lives in
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub cluster: String,
+    /// Requests that run at once
+    #[arg(long, value_name = "REQUESTS", default_value_t = 256, value_parser = at_least_one)]
+    pub max_in_flight: usize,
+    /// Requests that may wait
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1024)]
+    pub max_queue: usize,
+    /// Attempts at each stage of a request
+    #[arg(long, value_name = "ATTEMPTS", default_value_t = ATTEMPTS)]
+    pub attempts: u32,
+    /// Seconds that a request may take, its time in the queue included
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub timeout: u64,
+    /// Seconds that running requests may take after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub drain: u64,
+    /// End when the process that started this one does
+    #[arg(long)]
+    pub die_with_parent: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("must be a number of at least 1".into()),
+        Ok(number) => Ok(number),
+    }
+}
+
+impl Config {
+    /// Reads the model's tokenizer and limits.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] naming file and item, or [`Error::Io`].
+    pub fn setup(&self, metrics: Metrics) -> Result<Setup> {
+        let config = XOmniConfig::open(&self.model)?;
+        let generation = GenerationConfig::open(&self.model, &config)?;
+        Ok(Setup {
+            model: served_name(self.model_name.as_deref(), &self.model)?,
+            tokenizer: Arc::new(Tokenizer::open(&self.model, &config)?),
+            limits: Limits::new(&config, &generation),
+            steps: config.decoder.num_inference_steps,
+            bounds: Bounds {
+                in_flight: self.max_in_flight,
+                queue: self.max_queue,
+            },
+            attempts: self.attempts,
+            timeout: Duration::from_secs(self.timeout),
+            drain: Duration::from_secs(self.drain),
+            metrics,
+        })
+    }
+
+    /// The cluster to serve.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for endpoints or a name that cannot work.
+    pub fn cluster(&self) -> Result<Cluster> {
+        Cluster::connect(&self.etcd, &self.cluster).map_err(|error| Error::Unsupported {
+            what: format!("--etcd {} --cluster {}", self.etcd.join(","), self.cluster),
+            reason: error.to_string(),
+        })
+    }
+}

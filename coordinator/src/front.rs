@@ -1,0 +1,5 @@
+//! What clients reach.
+
+pub mod call;
+pub mod convert;
+pub mod grpc;

@@ -1,0 +1,143 @@
+//! All backbone groups of a model as one.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
+use xomni_engine::{Error, Result};
+use xomni_worker::api::{Backbone, GenerateJob, JobStream, TokenFrame};
+
+use super::{
+    Connect, Pool, Refusals, Start, attempt::Attempts, ended_early, left, send, stream, within,
+};
+use crate::routing::{Assignment, Stage};
+
+/// Draws tokens on whichever group is soonest through with its work, and continues on another
+/// where one fails.
+#[derive(Debug)]
+pub struct BackbonePool<C> {
+    pool: Arc<Pool<C>>,
+}
+
+impl<C> BackbonePool<C> {
+    /// A backbone over the groups that the pool's router knows.
+    pub fn new(pool: Pool<C>) -> Self {
+        Self {
+            pool: Arc::new(pool),
+        }
+    }
+}
+
+impl<C> Backbone for BackbonePool<C>
+where
+    C: Connect<Service: Backbone>,
+{
+    async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
+        let deadline = job.deadline;
+        let mut drive = Drive {
+            attempts: Attempts::new(job, self.pool.attempts),
+            pool: self.pool.clone(),
+        };
+        let running = within(deadline, drive.start()).await?;
+        let run = |frames| within(deadline, async move { drive.run(running, frames).await });
+        Ok(stream(run))
+    }
+}
+
+/// A job on its way through its attempts.
+struct Drive<C> {
+    attempts: Attempts,
+    pool: Arc<Pool<C>>,
+}
+
+/// An attempt that a worker has taken.
+struct Running {
+    frames: JobStream<TokenFrame>,
+    assignment: Assignment,
+    _span: Span,
+}
+
+impl<C> Drive<C>
+where
+    C: Connect<Service: Backbone>,
+{
+    /// Makes attempts until a worker takes one.
+    async fn start(&mut self) -> Result<Running> {
+        let mut refusals = Refusals::default();
+        loop {
+            let assigned = self.pool.assign(
+                Stage::Backbone,
+                self.attempts.fingerprint(),
+                self.attempts.rows(),
+                &mut refusals,
+                !self.attempts.has_begun(),
+            );
+            let assignment = assigned.await?;
+            let worker = assignment.worker();
+            let job = self.attempts.next(&worker.fingerprint);
+            let (id, attempt) = (&job.request_id, job.attempt);
+            let span = tracing::info_span!("draw", request_id = %id, worker = %worker.id, attempt);
+            let service = self.pool.connect.connect(worker);
+            let call = service.generate(job).instrument(span.clone());
+            let answer = tokio::select! {
+                answer = call => Start::of(answer),
+                () = assignment.lost() => Start::Failed(left(&assignment)),
+            };
+            match answer {
+                Start::Taken(frames) => {
+                    return Ok(Running {
+                        frames,
+                        assignment,
+                        _span: span,
+                    });
+                }
+                Start::Full(error) => refusals.note(&assignment, error),
+                Start::Failed(error) => self.fail(assignment, error)?,
+            }
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut running: Running,
+        frames: mpsc::Sender<Result<TokenFrame>>,
+    ) -> Result<()> {
+        loop {
+            let failure = match self.follow(&mut running).await {
+                Ok(Some(frame)) => {
+                    send(&frames, frame).await?;
+                    if self.attempts.is_done() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Ok(None) => continue,
+                Err(failure) => failure,
+            };
+            self.fail(running.assignment, failure)?;
+            running = self.start().await?;
+        }
+    }
+
+    /// What is new in the attempt's next frame.
+    async fn follow(&mut self, running: &mut Running) -> Result<Option<TokenFrame>> {
+        let frame = tokio::select! {
+            frame = running.frames.next() => frame?.ok_or_else(ended_early)?,
+            () = running.assignment.lost() => return Err(left(&running.assignment)),
+        };
+        let new = self.attempts.on_frame(frame)?;
+        let tokens = new.as_ref().map_or(0, |frame| frame.tokens.len());
+        let rows = self.attempts.rows_per_token() * tokens as u64;
+        running.assignment.advance(rows);
+        Ok(new)
+    }
+
+    /// Counts a failed attempt and avoids its worker.
+    fn fail(&mut self, assignment: Assignment, error: Error) -> Result<()> {
+        let reason = error.to_string();
+        self.attempts.on_failure(error)?;
+        let id = &self.attempts.job().request_id;
+        self.pool.retrying(id, assignment, &reason);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! A coordinator from its first call to its last.
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+use xomni_cluster::Membership;
+use xomni_engine::{Error, Result, text::Tokenizer};
+use xomni_proto::images::images_server::SERVICE_NAME;
+use xomni_worker::process::Listener;
+
+use crate::{
+    admission::{Bounds, Gate},
+    front::{
+        call::{Calls, Phase},
+        grpc::{Front, images_service},
+    },
+    metrics::Metrics,
+    pipeline::Pipeline,
+    pool::{
+        BackbonePool, DecoderPool, Pool,
+        connect::{Backbones, Channels, Decoders},
+    },
+    request::Limits,
+    routing::{Router, Stage},
+};
+
+/// How long a worker that failed is avoided, unless it has another epoch before.
+const COOLDOWN: Duration = Duration::from_secs(1);
+/// How long connections may take to close after their last call.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// What a coordinator is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Name of the model.
+    pub model: String,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What it can draw.
+    pub limits: Limits,
+    /// Denoising steps where a request names none.
+    pub steps: usize,
+    /// How much runs and waits at once.
+    pub bounds: Bounds,
+    /// Attempts at each stage of a request.
+    pub attempts: u32,
+    /// Longest that a request may take.
+    pub timeout: Duration,
+    /// Longest that requests may take after the shutdown has begun.
+    pub drain: Duration,
+    /// What an operator sees.
+    pub metrics: Metrics,
+}
+
+/// Serves on `listener`, with the workers of `membership`, until `shutdown`; then refuses new
+/// requests and finishes those that run, under the drain's deadline.
+///
+/// # Errors
+/// [`Error::WorkerLost`] if the server fails.
+pub async fn serve(
+    setup: Setup,
+    listener: Listener,
+    membership: watch::Receiver<Arc<Membership>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let router = Router::new(COOLDOWN);
+    let channels = Channels::default();
+    let calls = Calls::new(setup.metrics.clone());
+    let backbone = BackbonePool::new(pool(&setup, &router, Backbones(channels.clone())));
+    let decoder = DecoderPool::new(pool(&setup, &router, Decoders(channels)), setup.steps);
+    let front = Front {
+        model: setup.model.clone(),
+        limits: setup.limits.clone(),
+        timeout: setup.timeout,
+        pipeline: Pipeline::new(setup.tokenizer.clone(), backbone, Arc::new(decoder)),
+        gate: Gate::new(setup.bounds, setup.metrics.clone()),
+        router: router.clone(),
+        calls: calls.clone(),
+        metrics: setup.metrics.clone(),
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let routes =
+        reflection(Routes::new(images_service(Arc::new(front))))?.add_service(health_service);
+    let life = async {
+        tokio::select! {
+            never = follow(&setup, &router, membership, &health) => match never {},
+            () = shutdown => {}
+        }
+        tracing::info!("drains");
+        calls.enter(Phase::Draining);
+        report(&health, false).await;
+        if timeout(setup.drain, calls.idle()).await.is_err() {
+            tracing::warn!(after = ?setup.drain, "requests in progress are given up");
+        }
+        calls.enter(Phase::Ended);
+    };
+    listener.serve(routes, life, CLOSE).await.map(|_| ())
+}
+
+/// Adds the reflection service in both its versions: clients still ask for the older.
+fn reflection(routes: Routes) -> Result<Routes> {
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(xomni_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| {
+        Error::worker_lost("reflection", error.to_string())
+    };
+    Ok(routes
+        .add_service(describe().build_v1().map_err(failed)?)
+        .add_service(describe().build_v1alpha().map_err(failed)?))
+}
+
+fn pool<C>(setup: &Setup, router: &Router, connect: C) -> Pool<C> {
+    Pool {
+        model: setup.model.clone(),
+        router: router.clone(),
+        connect,
+        attempts: setup.attempts,
+        metrics: setup.metrics.clone(),
+    }
+}
+
+/// Keeps the routing table, the health and the metrics as the membership is.
+async fn follow(
+    setup: &Setup,
+    router: &Router,
+    mut membership: watch::Receiver<Arc<Membership>>,
+    health: &HealthReporter,
+) -> Infallible {
+    loop {
+        let workers = membership.borrow_and_update().clone();
+        router.update(workers.workers());
+        let stages = [Stage::Backbone, Stage::Decoder];
+        let ready = stages.map(|stage| router.ready(stage, &setup.model));
+        for (stage, ready) in stages.into_iter().zip(ready) {
+            setup.metrics.ready(stage).set(ready as i64);
+        }
+        report(health, ready.into_iter().all(|ready| ready > 0)).await;
+        if membership.changed().await.is_err() {
+            // Nobody tells of changes any more; what was last seen stays.
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn report(health: &HealthReporter, serving: bool) {
+    let status = if serving {
+        tonic_health::ServingStatus::Serving
+    } else {
+        tonic_health::ServingStatus::NotServing
+    };
+    for service in ["", SERVICE_NAME] {
+        health.set_service_status(service, status).await;
+    }
+}

@@ -126,7 +126,10 @@ async fn work_ends_with_its_backbone_and_is_counted_until_then() {
     let (_, error) = drain(stream).await;
     assert!(matches!(error, Some(Error::GroupLost(_))), "{error:?}");
     let refused = handle.generate(job(1)).await;
-    assert!(matches!(refused, Err(Error::GroupLost(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::WorkerLost { .. })),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

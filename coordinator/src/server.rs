@@ -81,7 +81,8 @@ pub async fn serve(
         metrics: setup.metrics.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
-    let routes = reflection(Routes::new(images_service(Arc::new(front))))?.add_service(health_service);
+    let routes =
+        reflection(Routes::new(images_service(Arc::new(front))))?.add_service(health_service);
     let life = async {
         tokio::select! {
             never = follow(&setup, &router, membership, &health) => match never {},

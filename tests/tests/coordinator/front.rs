@@ -191,15 +191,14 @@ impl Cluster {
     /// Waits until the coordinator and the model have nothing left.
     async fn idle(&self) {
         let idle = async {
-            let left = || {
-                let load = self.model.0.backbone.load();
-                (self.metrics.in_flight.get(), load.running, load.queued)
-            };
-            while left() != (0, 0, 0) {
+            loop {
+                let load = self.model.0.backbone.handle().load();
+                let jobs = (self.metrics.in_flight.get(), load.running, load.queued);
+                if jobs == (0, 0, 0) && load.kv_blocks_free == load.kv_blocks {
+                    return;
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let load = self.model.0.backbone.load();
-            assert_eq!(load.kv_blocks, load.kv_blocks_free);
         };
         timeout(SOON, idle).await.expect("freed in time");
     }

@@ -30,7 +30,7 @@ pub struct Tiny(pub Arc<LocalModel>);
 impl Tiny {
     pub fn open() -> Self {
         let fixture = Fixture::open();
-        let model = LocalModel::open(&LocalConfig {
+        let model = LocalModel::open(LocalConfig {
             model: fixture.x_omni(),
             flux: fixture.flux(),
             weights: WeightsSource::Checkpoint,

@@ -166,8 +166,8 @@ impl World {
             Op::Look(process) => self.seen[process] = self.newest,
             Op::Take(process) => self.take(process)?,
             Op::Follow(follower, back) => self.follow(follower, back),
-            Op::ToLeader(back) => self.to_leader(back)?,
-            Op::ToFollower(back) => self.to_follower(back)?,
+            Op::ToLeader(back) => self.arrive_at_leader(back)?,
+            Op::ToFollower(back) => self.arrive_at_follower(back)?,
             Op::StaleToLeader(back, age) => {
                 if let Some(link) = self.link(back).map(|link| &mut self.links[link]) {
                     let frame = (link.number.wrapping_sub(age), ToLeader::Heartbeat);
@@ -288,7 +288,7 @@ impl World {
         });
     }
 
-    fn to_leader(&mut self, back: usize) -> Result<(), TestCaseError> {
+    fn arrive_at_leader(&mut self, back: usize) -> Result<(), TestCaseError> {
         let Some(index) = self.link(back) else {
             return Ok(());
         };
@@ -326,7 +326,7 @@ impl World {
         Ok(())
     }
 
-    fn to_follower(&mut self, back: usize) -> Result<(), TestCaseError> {
+    fn arrive_at_follower(&mut self, back: usize) -> Result<(), TestCaseError> {
         let Some(index) = self.link(back) else {
             return Ok(());
         };

@@ -17,6 +17,10 @@ pub enum CliError {
     #[error("internal error: {0}")]
     Task(#[from] tokio::task::JoinError),
 
+    /// The server refused or failed.
+    #[error("{}", .0.message())]
+    Server(#[from] tonic::Status),
+
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -32,7 +36,8 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Argument(_) | Self::Engine(xomni_engine::Error::BadInput { .. }) => 2,
-            Self::Engine(_) | Self::Task(_) | Self::File { .. } => 1,
+            Self::Server(status) if status.code() == tonic::Code::InvalidArgument => 2,
+            Self::Server(_) | Self::Engine(_) | Self::Task(_) | Self::File { .. } => 1,
         }
     }
 

@@ -1,30 +1,27 @@
-//! `xomni generate`: from prompts to PNG files, in this process.
+//! `xomni generate`: from prompts to PNG files, in this process or on a server.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use clap::Args;
-use tokio::{sync::mpsc, task::JoinSet};
 use xomni_coordinator::{
-    pipeline::{Image, ImageEvent, Pipeline, generate_job},
+    pipeline::{Pipeline, generate_job},
     request::{ImageJob, ImageRequest, Limits},
 };
-use xomni_engine::{decode::WeightsSource, parallel::Shard};
+use xomni_engine::parallel::Shard;
 use xomni_worker::{
     backbone::LocalBackbone,
     decoder::LocalDecoder,
     local::{LocalConfig, PreparedModel},
 };
 
-use crate::{error::CliError, output, progress::Tracker, prompts};
-
-/// The checkpoint that is used where none is named.
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/xomni-tiny");
-/// Events of one request that may wait for the screen.
-const EVENTS: usize = 256;
+use crate::{
+    batch::Batch, client, error::CliError, model::ModelArguments, output, progress::Tracker,
+    prompts,
+};
 
 /// Arguments of `xomni generate`.
 #[derive(Debug, Args)]
@@ -65,15 +62,8 @@ pub struct Generate {
     /// Denoising steps of the decoder
     #[arg(long, value_name = "STEPS")]
     num_inference_steps: Option<usize>,
-    /// X-Omni checkpoint directory
-    #[arg(long, value_name = "DIR", requires = "flux")]
-    model: Option<PathBuf>,
-    /// FLUX.1-dev directory (text encoders, VAE, scheduler)
-    #[arg(long, value_name = "DIR", requires = "model")]
-    flux: Option<PathBuf>,
-    /// `checkpoint`, or `random:SEED` to run the configuration without weight files
-    #[arg(long, value_name = "SOURCE", default_value = "checkpoint", value_parser = weights)]
-    weights: WeightsSource,
+    #[command(flatten)]
+    model: ModelArguments,
     /// Tensor-parallel degree: ranks run as threads
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     tp: usize,
@@ -83,17 +73,9 @@ pub struct Generate {
     /// Prompts drawn at a time; all by default
     #[arg(long, value_name = "PROMPTS")]
     concurrency: Option<usize>,
-}
-
-fn weights(text: &str) -> Result<WeightsSource, String> {
-    if text == "checkpoint" {
-        return Ok(WeightsSource::Checkpoint);
-    }
-    let seed = text
-        .strip_prefix("random:")
-        .and_then(|seed| seed.parse().ok());
-    seed.map(WeightsSource::Random)
-        .ok_or_else(|| "must be checkpoint or random:SEED".into())
+    /// Draw on a coordinator instead of in this process
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["model", "flux", "tp", "kv_memory"])]
+    server: Option<String>,
 }
 
 type LocalPipeline = Pipeline<LocalBackbone, LocalDecoder>;
@@ -107,18 +89,18 @@ impl Generate {
                 "--concurrency: must be at least 1, got 0".into(),
             ));
         }
+        let requests = self.requests()?;
+        if let Some(server) = self.server.clone() {
+            return self.draw_on(&server, requests).await;
+        }
         let local = self.local()?;
         let opened = tokio::task::spawn_blocking(|| PreparedModel::open(local)).await;
         let model = opened??;
-        let jobs = self.jobs(&Limits::new(&model.config, &model.generation))?;
+        let jobs = jobs(requests, &Limits::new(&model.config, &model.generation))?;
         for job in &jobs {
             model.check(generate_job(&model.tokenizer, job)?)?;
         }
-        if self.model.is_none() {
-            eprintln!(
-                "no --model: drawing with the tiny test checkpoint, whose pictures are noise"
-            );
-        }
+        self.model.announce();
 
         let start = Instant::now();
         let model = tokio::task::spawn_blocking(|| model.load()).await??;
@@ -126,8 +108,45 @@ impl Generate {
         let steps = self
             .num_inference_steps
             .unwrap_or(model.config.decoder.num_inference_steps);
-        let pipeline = Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
-        self.draw(Arc::new(pipeline), jobs, steps, loaded_in).await
+        let pipeline: LocalPipeline =
+            Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
+        let pipeline = Arc::new(pipeline);
+        let counts = jobs.iter().map(|job| job.n).collect();
+        let tokens = jobs.iter().map(|job| job.n * job.grid.tokens()).sum();
+        let pictures: usize = jobs.iter().map(|job| job.n).sum();
+        let tracker = Tracker::new(tokens, pictures * steps);
+        let draw = |request: usize, events| {
+            let (pipeline, job) = (pipeline.clone(), jobs[request].clone());
+            async move {
+                let seed = job.seed;
+                pipeline.draw(job, events).await?;
+                Ok(seed)
+            }
+        };
+        self.batch(counts).run(tracker, loaded_in, draw).await
+    }
+
+    /// Draws on a coordinator.
+    async fn draw_on(&self, server: &str, requests: Vec<ImageRequest>) -> Result<(), CliError> {
+        let channel = client::channel(server)?;
+        let counts = requests
+            .iter()
+            .map(|request| request.n.unwrap_or(1))
+            .collect();
+        let draw = |request: usize, events| {
+            client::draw(channel.clone(), requests[request].clone(), events)
+        };
+        self.batch(counts)
+            .run(Tracker::new(0, 0), Duration::ZERO, draw)
+            .await
+    }
+
+    fn batch(&self, counts: Vec<usize>) -> Batch {
+        Batch {
+            counts,
+            output: self.output.clone(),
+            concurrency: self.concurrency.unwrap_or(usize::MAX),
+        }
     }
 
     /// What to load, from arguments that can work.
@@ -142,19 +161,17 @@ impl Generate {
             let got = self.kv_memory;
             CliError::Argument(format!("--kv-memory: must be 1 to {most} MiB, got {got}"))
         })?;
-        let tiny = Path::new(TINY);
-        let folder = |option, given: &Option<PathBuf>, tiny: PathBuf| match given {
-            Some(folder) if !folder.is_dir() => {
+        let (model, flux) = self.model.directories();
+        for (option, folder) in [("--model", &model), ("--flux", &flux)] {
+            if !folder.is_dir() {
                 let name = folder.display();
-                Err(CliError::Argument(format!("{option}: {name} is no folder")))
+                return Err(CliError::Argument(format!("{option}: {name} is no folder")));
             }
-            Some(folder) => Ok(folder.clone()),
-            None => Ok(tiny),
-        };
+        }
         Ok(LocalConfig {
-            model: folder("--model", &self.model, tiny.join("x-omni"))?,
-            flux: folder("--flux", &self.flux, tiny.join("flux"))?,
-            weights: self.weights,
+            model,
+            flux,
+            weights: self.model.weights.0,
             ranks: self.tp,
             kv_bytes,
             // All requests are this command's own.
@@ -162,110 +179,38 @@ impl Generate {
         })
     }
 
-    /// One validated job for each prompt, all of the same seed.
-    fn jobs(&self, limits: &Limits) -> Result<Vec<ImageJob>, CliError> {
+    /// One request for each prompt.
+    fn requests(&self) -> Result<Vec<ImageRequest>, CliError> {
         let prompts = match (&self.prompt, &self.prompts) {
             (Some(prompt), _) => vec![prompt.clone()],
             (None, Some(file)) => prompts::read(file)?,
             (None, None) => vec![],
         };
-        let mut seed = self.seed;
-        let mut job = |prompt| -> Result<ImageJob, CliError> {
-            let request = ImageRequest {
-                prompt,
-                size: self.size.clone(),
-                n: self.n,
-                seed,
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                guidance_scale: self.guidance_scale,
-                num_inference_steps: self.num_inference_steps,
-                priority: 0,
-            };
-            let job = request.validate(limits)?;
-            seed = Some(job.seed);
-            Ok(job)
+        let request = |prompt| ImageRequest {
+            prompt,
+            size: self.size.clone(),
+            n: self.n,
+            seed: self.seed,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            guidance_scale: self.guidance_scale,
+            num_inference_steps: self.num_inference_steps,
+            priority: 0,
         };
-        prompts.into_iter().map(&mut job).collect()
-    }
-
-    async fn draw(
-        &self,
-        pipeline: Arc<LocalPipeline>,
-        jobs: Vec<ImageJob>,
-        steps: usize,
-        loaded_in: Duration,
-    ) -> Result<(), CliError> {
-        let seed = jobs.first().map_or(0, |job| job.seed);
-        let first: Vec<usize> = jobs
-            .iter()
-            .scan(0, |sum, job| Some(std::mem::replace(sum, *sum + job.n)))
-            .collect();
-        let pictures: usize = jobs.iter().map(|job| job.n).sum();
-        let tokens = jobs.iter().map(|job| job.n * job.grid.tokens()).sum();
-        let mut tracker = Tracker::new(tokens, pictures * steps);
-
-        let mut waiting = jobs.into_iter().enumerate();
-        let at_once = self.concurrency.unwrap_or(usize::MAX);
-        let (events, mut inbox) = mpsc::channel(EVENTS);
-        let mut requests = JoinSet::new();
-        let mut done: Vec<Option<Image>> = vec![None; pictures];
-        loop {
-            while requests.len() < at_once
-                && let Some((request, job)) = waiting.next()
-            {
-                requests.spawn(follow(pipeline.clone(), request, job, events.clone()));
-            }
-            tokio::select! {
-                Some((request, event)) = inbox.recv() => {
-                    tracker.on_event(request, &event);
-                    if let ImageEvent::Done(image) = event {
-                        let picture = first[request] + image.index;
-                        output::write(&output::numbered(&self.output, picture, pictures), &image.png)?;
-                        done[picture] = Some(image);
-                    }
-                    if done.iter().all(Option::is_some) {
-                        break;
-                    }
-                }
-                Some(result) = requests.join_next() => {
-                    result??;
-                }
-            }
-        }
-        let summary = tracker.finish(loaded_in);
-        for image in done.iter().flatten() {
-            output::show(&image.png);
-        }
-        println!("{summary}");
-        for picture in 0..pictures {
-            println!(
-                "{}",
-                output::numbered(&self.output, picture, pictures).display()
-            );
-        }
-        println!("seed {seed}");
-        Ok(())
+        Ok(prompts.into_iter().map(request).collect())
     }
 }
 
-/// Draws one job, telling its events under its number.
-async fn follow(
-    pipeline: Arc<LocalPipeline>,
-    request: usize,
-    job: ImageJob,
-    events: mpsc::Sender<(usize, ImageEvent)>,
-) -> Result<(), CliError> {
-    let (sender, mut receiver) = mpsc::channel(EVENTS);
-    let forward = async {
-        while let Some(event) = receiver.recv().await {
-            if events.send((request, event)).await.is_err() {
-                return;
-            }
-        }
+/// The validated jobs of requests, all of the seed of the first.
+fn jobs(requests: Vec<ImageRequest>, limits: &Limits) -> Result<Vec<ImageJob>, CliError> {
+    let mut shared = None;
+    let mut job = |mut request: ImageRequest| -> Result<ImageJob, CliError> {
+        request.seed = request.seed.or(shared);
+        let job = request.validate(limits)?;
+        shared = Some(job.seed);
+        Ok(job)
     };
-    let (result, ()) = tokio::join!(pipeline.draw(job, sender), forward);
-    Ok(result?)
+    requests.into_iter().map(&mut job).collect()
 }

@@ -3,12 +3,19 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xomni_worker::roles::{backbone, decoder};
 
+use self::error::CliError;
+
+mod batch;
+mod client;
 mod error;
 mod generate;
+mod model;
 mod output;
 mod progress;
 mod prompts;
+mod up;
 
 /// Serves and runs X-Omni, a unified autoregressive image model.
 #[derive(Debug, Parser)]
@@ -20,18 +27,50 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Draw pictures of a prompt, with everything in this process.
+    /// Draw pictures of a prompt, in this process or on a server.
     Generate(Box<generate::Generate>),
+    /// Run a whole cluster on this machine: etcd, a coordinator, backbone groups and decoders.
+    Up(Box<up::Up>),
+    /// A coordinator, as `xomni up` starts it.
+    #[command(hide = true)]
+    Coordinator(Box<xomni_coordinator::config::Config>),
+    /// A worker, as `xomni up` starts it.
+    #[command(hide = true, subcommand)]
+    Worker(Box<Worker>),
+}
+
+#[derive(Debug, Subcommand)]
+enum Worker {
+    Backbone(backbone::Arguments),
+    Decoder(decoder::Arguments),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
-    let work = async {
-        match command {
-            Command::Generate(generate) => generate.run().await,
-        }
+    let result = match Cli::parse().command {
+        Command::Generate(generate) => until_interrupted(generate.run()).await,
+        Command::Up(up) => up.run().await,
+        Command::Coordinator(config) => xomni_coordinator::process::run(*config)
+            .await
+            .map_err(Into::into),
+        Command::Worker(worker) => match *worker {
+            Worker::Backbone(arguments) => backbone::run(arguments).await.map_err(Into::into),
+            Worker::Decoder(arguments) => decoder::run(arguments).await.map_err(Into::into),
+        },
     };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Does `work`, unless Ctrl-C ends the process first.
+async fn until_interrupted(
+    work: impl Future<Output = Result<(), CliError>>,
+) -> Result<(), CliError> {
     tokio::select! {
         // First, so that the signal is caught before any work begins.
         biased;
@@ -40,12 +79,6 @@ async fn main() -> ExitCode {
             eprintln!("interrupted");
             std::process::exit(130);
         }
-        result = work => match result {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::from(error.exit_code())
-            }
-        },
+        result = work => result,
     }
 }

@@ -16,6 +16,8 @@ pub type Picture = (usize, usize);
 pub struct Tracker {
     start: Instant,
     drawn: HashMap<Picture, usize>,
+    /// Tokens of all pictures that have begun.
+    expected: usize,
     last_token: Option<Instant>,
     /// The part that each picture's decoding is in, and since when.
     parts: HashMap<Picture, (Part, Instant)>,
@@ -32,7 +34,8 @@ enum Part {
 }
 
 impl Tracker {
-    /// Bars for `tokens` tokens in all, and the denoising of all pictures in `steps` steps.
+    /// Bars for `tokens` tokens in all, and the denoising of all pictures in `steps` steps; they
+    /// grow where more comes.
     pub fn new(tokens: usize, steps: usize) -> Self {
         let style = |unit: &str| {
             let template = format!("{{prefix:>8}} {{wide_bar}} {{pos}}/{{len}} {unit} {{eta}}");
@@ -48,6 +51,7 @@ impl Tracker {
         Self {
             start: Instant::now(),
             drawn: HashMap::new(),
+            expected: 0,
             last_token: None,
             parts: HashMap::new(),
             spent: [Duration::ZERO; 3],
@@ -60,8 +64,11 @@ impl Tracker {
     pub fn on_event(&mut self, request: usize, event: &ImageEvent) {
         let now = Instant::now();
         match event {
-            ImageEvent::Tokens { index, done, .. } => {
-                self.drawn.insert((request, *index), *done);
+            ImageEvent::Tokens { index, done, total } => {
+                if self.drawn.insert((request, *index), *done).is_none() {
+                    self.expected += total;
+                    lengthen(&self.tokens, self.expected);
+                }
                 self.last_token = Some(now);
                 self.tokens
                     .set_position(self.drawn.values().sum::<usize>() as u64);
@@ -69,7 +76,10 @@ impl Tracker {
             ImageEvent::Decoding { index, stage } => {
                 let part = match stage {
                     Progress::Encode => Part::Encode,
-                    Progress::Denoise { .. } => Part::Denoise,
+                    Progress::Denoise { of, .. } => {
+                        lengthen(&self.denoise, of * self.drawn.len());
+                        Part::Denoise
+                    }
                     Progress::Vae => Part::Vae,
                 };
                 self.leave((request, *index), now);
@@ -117,5 +127,12 @@ impl Tracker {
                 .to_owned()
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Makes room for `length` in a bar.
+fn lengthen(bar: &ProgressBar, length: usize) {
+    if bar.length().is_none_or(|shown| shown < length as u64) {
+        bar.set_length(length as u64);
     }
 }

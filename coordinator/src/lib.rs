@@ -7,6 +7,7 @@ pub mod front;
 pub mod metrics;
 pub mod pipeline;
 pub mod pool;
+pub mod process;
 pub mod request;
 pub mod routing;
 pub mod server;

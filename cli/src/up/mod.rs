@@ -1,0 +1,213 @@
+//! `xomni up`: a whole cluster on this machine.
+
+mod child;
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use self::child::{Spec, supervise};
+use crate::{client, error::CliError, model::ModelArguments};
+
+/// Between two looks at whether the cluster serves.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Arguments of `xomni up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Backbone groups
+    #[arg(long, value_name = "GROUPS", default_value_t = 1)]
+    groups: u32,
+    /// Tensor-parallel degree: ranks of each group, a process each
+    #[arg(long, value_name = "RANKS", default_value_t = 1)]
+    tp: u32,
+    /// Decoder processes
+    #[arg(long, value_name = "DECODERS", default_value_t = 1)]
+    decoders: u32,
+    /// Address of the coordinator
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8400")]
+    listen: SocketAddr,
+    /// etcd endpoints, separated by commas; an own one is started by default
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    etcd: Vec<String>,
+    /// Name of the cluster
+    #[arg(long, value_name = "NAME", default_value = "up")]
+    cluster: String,
+}
+
+impl Up {
+    /// Runs the cluster until Ctrl-C or SIGTERM.
+    pub async fn run(self) -> Result<(), CliError> {
+        self.check()?;
+        self.model.announce();
+        let data = tempfile::tempdir().map_err(CliError::file(std::env::temp_dir()))?;
+        let program = std::env::current_exe().map_err(CliError::file("xomni"))?;
+        let mut specs = Vec::new();
+        let mut etcd = self.etcd.clone();
+        if etcd.is_empty() {
+            let (client, peer) = (free_port()?, free_port()?);
+            specs.push(etcd_spec(data.path().to_owned(), client, peer));
+            etcd.push(format!("127.0.0.1:{client}"));
+        }
+        specs.extend(self.specs(&program, &etcd.join(",")));
+
+        let (ended, end) = watch::channel(false);
+        let mut children = JoinSet::new();
+        for spec in specs {
+            children.spawn(supervise(spec, end.clone()));
+        }
+        tokio::select! {
+            () = serving(self.listen) => {
+                println!("ready: {} (Ctrl-C ends everything)", self.listen);
+                interrupted().await;
+            }
+            () = interrupted() => {}
+        }
+        eprintln!("ending");
+        ended.send_replace(true);
+        while children.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), CliError> {
+        let limits = [
+            ("--groups", self.groups, 1, 64),
+            ("--decoders", self.decoders, 1, 64),
+        ];
+        for (name, value, low, high) in limits {
+            if !(low..=high).contains(&value) {
+                let limit = format!("{name}: must be {low} to {high}, got {value}");
+                return Err(CliError::Argument(limit));
+            }
+        }
+        if !matches!(self.tp, 1 | 2 | 4 | 8) {
+            return Err(CliError::Argument(format!(
+                "--tp: must be 1, 2, 4 or 8, got {}",
+                self.tp
+            )));
+        }
+        Ok(())
+    }
+
+    /// The coordinator, one process a rank, and the decoders.
+    fn specs(&self, program: &Path, etcd: &str) -> Vec<Spec> {
+        let (model, flux) = self.model.directories();
+        let spec = |name: String, own: &[OsString]| {
+            let common = [
+                "--cluster".into(),
+                self.cluster.clone().into(),
+                "--etcd".into(),
+            ];
+            let mut arguments = own.to_vec();
+            arguments.extend(common);
+            arguments.extend([etcd.into(), "--die-with-parent".into()]);
+            arguments.extend(["--model".into(), model.clone().into_os_string()]);
+            Spec {
+                name,
+                program: program.to_owned(),
+                arguments,
+            }
+        };
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let listen = self.listen.to_string();
+        let mut specs = vec![spec(
+            "coordinator".into(),
+            &words(&["coordinator", "--listen", &listen]),
+        )];
+        let weights = self.model.weights.to_string();
+        for group in 0..self.groups {
+            for rank in 0..self.tp {
+                let (group, tp, rank) = (group.to_string(), self.tp.to_string(), rank.to_string());
+                let own = words(&[
+                    "worker",
+                    "backbone",
+                    "--group",
+                    &group,
+                    "--tp",
+                    &tp,
+                    "--first-rank",
+                    &rank,
+                    "--ranks",
+                    "1",
+                    "--weights",
+                    &weights,
+                ]);
+                specs.push(spec(format!("group {group} rank {rank}"), &own));
+            }
+        }
+        for decoder in 0..self.decoders {
+            let mut own = words(&["worker", "decoder", "--weights", &weights, "--flux"]);
+            own.push(flux.clone().into_os_string());
+            specs.push(spec(format!("decoder {decoder}"), &own));
+        }
+        specs
+    }
+}
+
+/// An etcd of this cluster alone, which ends with this process.
+fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
+    let client = format!("http://127.0.0.1:{client}");
+    let peer = format!("http://127.0.0.1:{peer}");
+    let mut arguments: Vec<OsString> = ["--pdeathsig", "TERM", "etcd", "--data-dir"]
+        .map(OsString::from)
+        .to_vec();
+    arguments.push(data.into_os_string());
+    let urls = [
+        ("--listen-client-urls", &client),
+        ("--advertise-client-urls", &client),
+        ("--listen-peer-urls", &peer),
+        ("--initial-advertise-peer-urls", &peer),
+    ];
+    for (name, url) in urls {
+        arguments.extend([name.into(), url.into()]);
+    }
+    arguments.extend(["--initial-cluster".into(), format!("default={peer}").into()]);
+    arguments.extend(["--log-level".into(), "error".into()]);
+    Spec {
+        name: "etcd".into(),
+        program: "setpriv".into(),
+        arguments,
+    }
+}
+
+fn free_port() -> Result<u16, CliError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let address = listener.and_then(|listener| listener.local_addr());
+    address
+        .map(|address| address.port())
+        .map_err(CliError::file("127.0.0.1:0"))
+}
+
+/// Ends when the coordinator says that it has a backbone and a decoder.
+async fn serving(address: SocketAddr) {
+    let Ok(channel) = client::channel(&address.to_string()) else {
+        return;
+    };
+    while !client::is_serving(&channel).await {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Ends at SIGINT or SIGTERM.
+async fn interrupted() {
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => return eprintln!("SIGTERM cannot be caught: {error}"),
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

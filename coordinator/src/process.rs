@@ -1,0 +1,51 @@
+//! A coordinator as a process: from its arguments to its last answer.
+
+use std::{io::Write, net::SocketAddr};
+
+use xomni_engine::Result;
+use xomni_worker::{
+    process::{self, Listener, Signals, die_with_parent},
+    telemetry::Telemetry,
+};
+
+use crate::{config::Config, metrics::Metrics, server};
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting or from serving.
+pub async fn run(config: Config) -> Result<()> {
+    let _telemetry = Telemetry::start("xomni-coordinator");
+    if config.die_with_parent {
+        die_with_parent()?;
+    }
+    let mut signals = Signals::catch()?;
+    let mut registry = process::Metrics::registry();
+    let setup = config.setup(Metrics::register(&mut registry))?;
+    let metrics = match config.metrics {
+        Some(address) => Some(process::Metrics::serve(address, registry).await?),
+        None => None,
+    };
+    let cluster = config.cluster()?;
+    let listener = Listener::bind(config.listen).await?;
+    announce(
+        listener.address(),
+        metrics.as_ref().map(process::Metrics::address),
+    );
+    let signalled = async {
+        let signal = signals.next().await;
+        tracing::info!(signal, "ends");
+    };
+    server::serve(setup, listener, cluster.watch_workers(), signalled).await
+}
+
+/// The one line on standard output: where it is called, and where its metrics are.
+fn announce(address: SocketAddr, metrics: Option<SocketAddr>) {
+    let metrics = metrics.map(|address| format!(", metrics at http://{address}/metrics"));
+    // Who closed the output does not want to know.
+    let _ = writeln!(
+        std::io::stdout(),
+        "coordinator ready at {address}{}",
+        metrics.unwrap_or_default()
+    );
+}

@@ -207,9 +207,10 @@ impl Client {
             match self.frames.try_send(Ok(frame.clone())) {
                 Ok(()) => drop(self.pending.remove(0)),
                 Err(mpsc::error::TrySendError::Full(_)) => return true,
-                Err(mpsc::error::TrySendError::Closed(_)) => return false,
+                Err(mpsc::error::TrySendError::Closed(_)) => self.pending.clear(),
             }
         }
+        // One that nobody reads stays until its request is cancelled.
         self.unfinished > 0
     }
 

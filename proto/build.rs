@@ -2,7 +2,8 @@
 
 use std::{env, path::PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
+    "xomni/v1/cluster.proto",
     "xomni/v1/images.proto",
     "xomni/worker/v1/backbone.proto",
     "xomni/worker/v1/decoder.proto",

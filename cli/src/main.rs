@@ -15,6 +15,7 @@ mod model;
 mod output;
 mod progress;
 mod prompts;
+mod status;
 mod up;
 
 /// Serves and runs X-Omni, a unified autoregressive image model.
@@ -31,6 +32,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Run a whole cluster on this machine: etcd, a coordinator, backbone groups and decoders.
     Up(Box<up::Up>),
+    /// Show how a cluster stands: requests, groups, ranks, decoders and their queues.
+    Status(status::Status),
     /// A coordinator, as `xomni up` starts it.
     #[command(hide = true)]
     Coordinator(Box<xomni_coordinator::config::Config>),
@@ -50,6 +53,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(generate) => until_interrupted(generate.run()).await,
         Command::Up(up) => up.run().await,
+        Command::Status(status) => until_interrupted(status.run()).await,
         Command::Coordinator(config) => xomni_coordinator::process::run(*config)
             .await
             .map_err(Into::into),

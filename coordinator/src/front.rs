@@ -1,5 +1,6 @@
 //! What clients reach.
 
 pub mod call;
+pub mod cluster;
 pub mod convert;
 pub mod grpc;

@@ -11,3 +11,4 @@ pub mod process;
 pub mod request;
 pub mod routing;
 pub mod server;
+pub mod status;

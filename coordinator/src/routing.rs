@@ -212,6 +212,11 @@ impl Routing {
         rates.filter(|rate| *rate > 0.0).sum()
     }
 
+    /// Whether a worker would be given work of this kind now.
+    pub fn takes_work(&self, life: &Life, need: Need, now: Instant) -> bool {
+        self.candidates(need, now).any(|(other, _)| other == life)
+    }
+
     /// When the next cooldown ends, if one runs.
     pub fn next_cooled(&self, now: Instant) -> Option<Instant> {
         self.cooling.values().copied().filter(|t| *t > now).min()

@@ -14,6 +14,7 @@ use crate::{
     admission::{Bounds, Gate},
     front::{
         call::{Calls, Phase},
+        cluster::cluster_service,
         grpc::{Front, images_service},
     },
     metrics::Metrics,
@@ -24,6 +25,7 @@ use crate::{
     },
     request::Limits,
     routing::{Router, Stage},
+    status::Observer,
 };
 
 /// How long a worker that failed is avoided, unless it has another epoch before.
@@ -70,22 +72,26 @@ pub async fn serve(
     let calls = Calls::new(setup.metrics.clone());
     let backbone = BackbonePool::new(pool(&setup, &router, Backbones(channels.clone())));
     let decoder = DecoderPool::new(pool(&setup, &router, Decoders(channels)), setup.steps);
+    let gate = Gate::new(setup.bounds, setup.metrics.clone());
+    let observer = Observer::new(&setup.model, &gate, &router, &calls);
     let front = Front {
         model: setup.model.clone(),
         limits: setup.limits.clone(),
         timeout: setup.timeout,
         pipeline: Pipeline::new(setup.tokenizer.clone(), backbone, Arc::new(decoder)),
-        gate: Gate::new(setup.bounds, setup.metrics.clone()),
+        gate,
         router: router.clone(),
         calls: calls.clone(),
         metrics: setup.metrics.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
-    let routes =
-        reflection(Routes::new(images_service(Arc::new(front))))?.add_service(health_service);
+    let routes = Routes::new(images_service(Arc::new(front)))
+        .add_service(cluster_service(observer.clone()))
+        .add_service(health_service);
+    let routes = reflection(routes)?;
     let life = async {
         tokio::select! {
-            never = follow(&setup, &router, membership, &health) => match never {},
+            never = follow(&setup, &router, membership, &observer, &health) => match never {},
             () = shutdown => {}
         }
         tracing::info!("drains");
@@ -124,16 +130,18 @@ fn pool<C>(setup: &Setup, router: &Router, connect: C) -> Pool<C> {
     }
 }
 
-/// Keeps the routing table, the health and the metrics as the membership is.
+/// Keeps the routing table, the status, the health and the metrics as the membership is.
 async fn follow(
     setup: &Setup,
     router: &Router,
     mut membership: watch::Receiver<Arc<Membership>>,
+    observer: &Observer,
     health: &HealthReporter,
 ) -> Infallible {
     loop {
         let workers = membership.borrow_and_update().clone();
         router.update(workers.workers());
+        observer.see(&workers);
         let stages = [Stage::Backbone, Stage::Decoder];
         let ready = stages.map(|stage| router.ready(stage, &setup.model));
         for (stage, ready) in stages.into_iter().zip(ready) {

@@ -9,6 +9,15 @@ pub mod images {
     tonic::include_proto!("xomni.v1");
 }
 
+/// How the cluster stands, for those who call. Of the same package.
+pub mod cluster {
+    pub use super::images::{
+        ClusterStatus, CoordinatorState, CoordinatorStatus, DecoderStatus, GetStatusRequest,
+        GroupStatus, MembershipStatus, RankStatus, WorkerLoad, WorkerState, cluster_client,
+        cluster_server,
+    };
+}
+
 /// What coordinators and workers call of each other.
 pub mod worker {
     tonic::include_proto!("xomni.worker.v1");

@@ -2,6 +2,7 @@
 
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
+use serde_json::json;
 use xomni_tests::process::{Process, binary};
 
 fn generate(folder: &Path, name: &str, more: &[&str]) -> Vec<u8> {
@@ -28,6 +29,17 @@ fn generate(folder: &Path, name: &str, more: &[&str]) -> Vec<u8> {
     fs::read(folder.join(name)).expect("picture")
 }
 
+fn status(server: &str, more: &[&str]) -> String {
+    let output = Command::new(binary("xomni"))
+        .args(["status", "--server", server])
+        .args(more)
+        .output()
+        .expect("xomni runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
 #[test]
 fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
     let folder = tempfile::tempdir().expect("folder");
@@ -40,10 +52,37 @@ fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
     let drawn = generate(folder.path(), "server.png", &["--server", &address]);
     assert!(drawn == generate(folder.path(), "local.png", &[]));
 
+    let status = status(&address, &["--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let [group] = &status["groups"].as_array().expect("groups")[..] else {
+        panic!("{status}")
+    };
+    let shown = ["state", "tp", "ranks_present"].map(|field| &group[field]);
+    assert_eq!(shown, [&json!("ready"), &json!(2), &json!(2)], "{status}");
+    assert_eq!(status["decoders"].as_array().map(Vec::len), Some(2));
+    assert_eq!(status["coordinator"]["state"], "serving");
+    let table = self::status(&address, &[]);
+    let ready = table.lines().filter(|line| line.contains(" ready "));
+    assert_eq!(
+        ready.count(),
+        5,
+        "a group, its ranks and two decoders:\n{table}"
+    );
+
     up.signal("INT");
     assert!(up.wait().success(), "{}", up.output());
     let again = TcpListener::bind(&address);
     assert!(again.is_ok(), "the coordinator is gone: {again:?}");
+}
+
+#[test]
+fn the_status_of_a_server_that_is_not_there_is_an_error() {
+    let output = Command::new(binary("xomni"))
+        .args(["status", "--server", "127.0.0.1:1"])
+        .output()
+        .expect("xomni runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

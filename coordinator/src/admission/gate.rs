@@ -93,6 +93,16 @@ impl Gate {
         self.state().admission.load()
     }
 
+    /// Image tokens of all requests that run or wait.
+    pub fn backlog(&self) -> u64 {
+        self.state().admission.backlog()
+    }
+
+    /// How many may run and wait.
+    pub fn bounds(&self) -> Bounds {
+        self.shared.bounds
+    }
+
     fn permit(&self, ticket: Ticket) -> Permit {
         Permit {
             gate: self.clone(),

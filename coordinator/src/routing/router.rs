@@ -58,6 +58,14 @@ impl Router {
         self.table().rate(stage, model)
     }
 
+    /// Whether a worker would be given work of this kind now, and the work that this process has
+    /// given it and that is not done.
+    pub fn outlook(&self, life: &Life, need: Need) -> (bool, u64) {
+        let table = self.table();
+        let takes_work = table.takes_work(life, need, Instant::now());
+        (takes_work, table.outstanding(life))
+    }
+
     /// Gives `work` to the worker that is soonest through with its own, if one can take it now.
     pub fn try_assign(&self, need: Need, work: u64) -> Option<Assignment> {
         let mut table = self.table();

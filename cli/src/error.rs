@@ -13,6 +13,14 @@ pub enum CliError {
     #[error("{0}")]
     Argument(String),
 
+    /// What is measured does not do what it must.
+    #[error("{0}")]
+    Wrong(String),
+
+    /// A report could not be written as JSON.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+
     /// A task of this process panicked.
     #[error("internal error: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -37,7 +45,12 @@ impl CliError {
         match self {
             Self::Argument(_) | Self::Engine(xomni_engine::Error::BadInput { .. }) => 2,
             Self::Server(status) if status.code() == tonic::Code::InvalidArgument => 2,
-            Self::Server(_) | Self::Engine(_) | Self::Task(_) | Self::File { .. } => 1,
+            Self::Server(_)
+            | Self::Engine(_)
+            | Self::Wrong(_)
+            | Self::Json(_)
+            | Self::Task(_)
+            | Self::File { .. } => 1,
         }
     }
 

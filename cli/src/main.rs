@@ -8,6 +8,7 @@ use xomni_worker::roles::{backbone, decoder};
 use self::error::CliError;
 
 mod batch;
+mod bench;
 mod client;
 mod error;
 mod generate;
@@ -34,6 +35,9 @@ enum Command {
     Up(Box<up::Up>),
     /// Show how a cluster stands: requests, groups, ranks, decoders and their queues.
     Status(status::Status),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// A coordinator, as `xomni up` starts it.
     #[command(hide = true)]
     Coordinator(Box<xomni_coordinator::config::Config>),
@@ -54,6 +58,7 @@ async fn main() -> ExitCode {
         Command::Generate(generate) => until_interrupted(generate.run()).await,
         Command::Up(up) => up.run().await,
         Command::Status(status) => until_interrupted(status.run()).await,
+        Command::Bench(bench) => until_interrupted(bench.run()).await,
         Command::Coordinator(config) => xomni_coordinator::process::run(*config)
             .await
             .map_err(Into::into),

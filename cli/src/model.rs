@@ -12,6 +12,11 @@ use xomni_engine::decode::WeightsSource;
 /// The checkpoint that is used where none is named.
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/xomni-tiny");
 
+/// The X-Omni directory of the checkpoint that is used where none is named.
+pub fn tiny_x_omni() -> PathBuf {
+    Path::new(TINY).join("x-omni")
+}
+
 /// Directories and weights.
 #[derive(Debug, Args)]
 pub struct ModelArguments {

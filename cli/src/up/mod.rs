@@ -1,6 +1,6 @@
 //! `xomni up`: a whole cluster on this machine.
 
-mod child;
+pub mod child;
 
 use std::{
     ffi::OsString,
@@ -156,8 +156,8 @@ impl Up {
     }
 }
 
-/// An etcd of this cluster alone, which ends with this process.
-fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
+/// An etcd of a cluster of this process alone, which ends with it.
+pub fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
     let client = format!("http://127.0.0.1:{client}");
     let peer = format!("http://127.0.0.1:{peer}");
     let mut arguments: Vec<OsString> = ["--pdeathsig", "TERM", "etcd", "--data-dir"]
@@ -182,7 +182,8 @@ fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
     }
 }
 
-fn free_port() -> Result<u16, CliError> {
+/// A port of the loopback that is free now.
+pub fn free_port() -> Result<u16, CliError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let address = listener.and_then(|listener| listener.local_addr());
     address

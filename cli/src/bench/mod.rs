@@ -1,0 +1,25 @@
+//! `xomni bench`: measures.
+
+mod coordinator;
+mod distribution;
+mod usage;
+
+use clap::Subcommand;
+
+use crate::error::CliError;
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// What the coordinator adds to every frame of many concurrent streams, and what it costs.
+    Coordinator(coordinator::Arguments),
+}
+
+impl Bench {
+    /// Measures and prints what was found.
+    pub async fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Coordinator(arguments) => arguments.run().await,
+        }
+    }
+}

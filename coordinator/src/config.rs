@@ -9,7 +9,7 @@ use xomni_engine::{
     checkpoint::{GenerationConfig, XOmniConfig},
     text::Tokenizer,
 };
-use xomni_worker::roles::arguments::served_name;
+use xomni_worker::{process, roles::arguments::served_name};
 
 use crate::{admission::Bounds, metrics::Metrics, pool::ATTEMPTS, request::Limits, server::Setup};
 
@@ -23,7 +23,7 @@ pub struct Config {
     /// Name under which the workers serve it; the directory's by default
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
-    /// Address of the gRPC services; port 0 takes a free one
+    /// Address of the HTTP and gRPC services; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// Address at which Prometheus reads metrics; port 0 takes a free one
@@ -53,6 +53,12 @@ pub struct Config {
     /// Seconds that a request may take, its time in the queue included
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
+    /// Seconds that the body of a request may take to arrive
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub read_timeout: u64,
+    /// Seconds that requests may run without any of them getting on, before /readyz says so
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub stall_timeout: u64,
     /// Seconds that running requests may take after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain: u64,
@@ -73,7 +79,9 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming file and item, or [`Error::Io`].
-    pub fn setup(&self, metrics: Metrics) -> Result<Setup> {
+    pub fn setup(&self) -> Result<Setup> {
+        let mut registry = process::Metrics::registry();
+        let metrics = Metrics::register(&mut registry);
         let config = XOmniConfig::open(&self.model)?;
         let generation = GenerationConfig::open(&self.model, &config)?;
         Ok(Setup {
@@ -88,7 +96,10 @@ impl Config {
             attempts: self.attempts,
             timeout: Duration::from_secs(self.timeout),
             drain: Duration::from_secs(self.drain),
+            read_timeout: Duration::from_secs(self.read_timeout),
+            stall_timeout: Duration::from_secs(self.stall_timeout),
             metrics,
+            registry: Arc::new(registry),
         })
     }
 

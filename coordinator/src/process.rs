@@ -8,7 +8,7 @@ use xomni_worker::{
     telemetry::Telemetry,
 };
 
-use crate::{config::Config, metrics::Metrics, server};
+use crate::{config::Config, server};
 
 /// Serves until a signal ends it.
 ///
@@ -20,10 +20,9 @@ pub async fn run(config: Config) -> Result<()> {
         die_with_parent()?;
     }
     let mut signals = Signals::catch()?;
-    let mut registry = process::Metrics::registry();
-    let setup = config.setup(Metrics::register(&mut registry))?;
+    let setup = config.setup()?;
     let metrics = match config.metrics {
-        Some(address) => Some(process::Metrics::serve(address, registry).await?),
+        Some(address) => Some(process::Metrics::serve(address, setup.registry.clone()).await?),
         None => None,
     };
     let cluster = config.cluster()?;

@@ -146,7 +146,7 @@ impl ImageRequest {
         };
         sampling.validate()?;
         Ok(ImageJob {
-            request_id: format!("{:016x}{:016x}", random_number(), random_number()),
+            request_id: random_id(),
             priority: self.priority,
             prompt: self.prompt,
             grid,
@@ -194,6 +194,11 @@ fn grid(size: Option<&str>, limits: &Limits) -> Result<Grid> {
         return Err(refuse(limit));
     }
     Ok(grid)
+}
+
+/// A name for a request: 32 hexadecimal digits.
+pub fn random_id() -> String {
+    format!("{:016x}{:016x}", random_number(), random_number())
 }
 
 fn random_number() -> u64 {

@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
+use prometheus_client::registry::Registry;
 use tokio::{sync::watch, time::timeout};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -13,9 +14,12 @@ use xomni_worker::process::Listener;
 use crate::{
     admission::{Bounds, Gate},
     front::{
+        Front,
         call::{Calls, Phase},
         cluster::cluster_service,
-        grpc::{Front, images_service},
+        grpc::images_service,
+        http::{self, Api},
+        progress::Progress,
     },
     metrics::Metrics,
     pipeline::Pipeline,
@@ -52,8 +56,14 @@ pub struct Setup {
     pub timeout: Duration,
     /// Longest that requests may take after the shutdown has begun.
     pub drain: Duration,
-    /// What an operator sees.
+    /// Longest that the body of a request may take to arrive.
+    pub read_timeout: Duration,
+    /// Longest that requests may run without any of them getting on, before this is not ready.
+    pub stall_timeout: Duration,
+    /// What is counted.
     pub metrics: Metrics,
+    /// What an operator sees of it.
+    pub registry: Arc<Registry>,
 }
 
 /// Serves on `listener`, with the workers of `membership`, until `shutdown`; then refuses new
@@ -74,7 +84,7 @@ pub async fn serve(
     let decoder = DecoderPool::new(pool(&setup, &router, Decoders(channels)), setup.steps);
     let gate = Gate::new(setup.bounds, setup.metrics.clone());
     let observer = Observer::new(&setup.model, &gate, &router, &calls);
-    let front = Front {
+    let front = Arc::new(Front {
         model: setup.model.clone(),
         limits: setup.limits.clone(),
         timeout: setup.timeout,
@@ -82,13 +92,20 @@ pub async fn serve(
         gate,
         router: router.clone(),
         calls: calls.clone(),
+        progress: Progress::new(setup.stall_timeout),
         metrics: setup.metrics.clone(),
-    };
+    });
     let (health, health_service) = tonic_health::server::health_reporter();
-    let routes = Routes::new(images_service(Arc::new(front)))
+    let grpc = Routes::new(images_service(front.clone()))
         .add_service(cluster_service(observer.clone()))
         .add_service(health_service);
-    let routes = reflection(routes)?;
+    let api = Api::new(
+        front,
+        observer.clone(),
+        setup.registry.clone(),
+        setup.read_timeout,
+    );
+    let routes = http::routes(api, reflection(grpc)?.into_axum_router());
     let life = async {
         tokio::select! {
             never = follow(&setup, &router, membership, &observer, &health) => match never {},
@@ -102,7 +119,7 @@ pub async fn serve(
         }
         calls.enter(Phase::Ended);
     };
-    listener.serve(routes, life, CLOSE).await.map(|_| ())
+    listener.serve(routes.into(), life, CLOSE).await.map(|_| ())
 }
 
 /// Adds the reflection service in both its versions: clients still ask for the older.

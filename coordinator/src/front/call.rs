@@ -5,6 +5,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tonic::Code;
 
+use super::failure::Failure;
 use crate::metrics::Metrics;
 
 /// What is done with calls.
@@ -83,6 +84,12 @@ impl Call {
     /// Ends with this status.
     pub fn end(mut self, code: Code) {
         self.code = code;
+    }
+
+    /// Ends with this failure.
+    pub fn refuse(self, failure: Failure) -> Failure {
+        self.end(failure.code());
+        failure
     }
 
     /// When it began.

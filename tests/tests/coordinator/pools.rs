@@ -11,11 +11,12 @@ use xomni_coordinator::{
     routing::{Router, Stage},
 };
 use xomni_engine::Error;
+use xomni_tests::tiny::{Tiny, draw, record};
 use xomni_worker::api::Backbone;
 
 use crate::model::{
     Failure::{self, EndsAfter, FailsAfter, HangsAfter, IsFull, Refuses},
-    Flaky, Tiny, draw, record,
+    Flaky,
 };
 
 fn router() -> Router {

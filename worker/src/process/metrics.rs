@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
-use axum::{Router, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{
@@ -36,17 +41,11 @@ impl Metrics {
     ///
     /// # Errors
     /// [`Error::Io`] naming the address if it cannot be listened at.
-    pub async fn serve(address: SocketAddr, registry: Registry) -> Result<Self> {
+    pub async fn serve(address: SocketAddr, registry: Arc<Registry>) -> Result<Self> {
         let io = |error| Error::io(Path::new(&address.to_string()), error);
         let listener = TcpListener::bind(address).await.map_err(io)?;
         let address = listener.local_addr().map_err(io)?;
-        let registry = Arc::new(registry);
-        let show = move || async move {
-            let mut text = String::new();
-            // Writing to a string does not fail.
-            let _ = encode(&mut text, &registry);
-            ([(CONTENT_TYPE, TEXT)], text).into_response()
-        };
+        let show = move || async move { Self::show(&registry) };
         let mut server = JoinSet::new();
         server.spawn(async move {
             let routes = Router::new().route("/metrics", get(show));
@@ -58,6 +57,14 @@ impl Metrics {
             address,
             _server: server,
         })
+    }
+
+    /// The answer to who reads metrics.
+    pub fn show(registry: &Registry) -> Response {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, registry);
+        ([(CONTENT_TYPE, TEXT)], text).into_response()
     }
 
     /// Where it listens; the port is the one that the system chose.

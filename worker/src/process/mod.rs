@@ -4,6 +4,7 @@
 mod load;
 mod metrics;
 mod parent;
+mod patience;
 mod presence;
 mod server;
 mod signals;

@@ -1,4 +1,4 @@
-//! The gRPC server of a process.
+//! The server of a process: gRPC, and plain HTTP/1 and HTTP/2, at one address.
 
 use std::{
     future::Future,
@@ -8,12 +8,17 @@ use std::{
 };
 
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tokio_stream::StreamExt;
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
 use xomni_engine::{Error, Result};
 
+use super::patience::Patient;
+
+/// How long a new connection may be silent, and how long a client may not take its answers.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an idle connection is tried.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a tried connection may be silent before it is taken for broken.
@@ -64,8 +69,11 @@ impl Listener {
         drain: Duration,
     ) -> Result<Drained> {
         let (stopping, stopped) = oneshot::channel::<()>();
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let incoming = TcpIncoming::from(self.listener)
+            .with_nodelay(Some(true))
+            .map(|connection| connection.map(|stream| Patient::new(stream, PATIENCE)));
         let serving = Server::builder()
+            .accept_http1(true)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .add_routes(routes)

@@ -170,7 +170,7 @@ async fn serve_metrics(
     };
     let mut registry = Metrics::registry();
     decoder.meter().register(&mut registry);
-    Metrics::serve(address, registry).await.map(Some)
+    Metrics::serve(address, Arc::new(registry)).await.map(Some)
 }
 
 /// The one line on standard output: where it is called, and where its metrics are.

@@ -1,0 +1,36 @@
+//! Who asks, for how long, and in which trace.
+
+use std::time::Instant;
+
+use tonic::metadata::MetadataMap;
+use tracing::{Span, field};
+use xomni_worker::telemetry;
+
+/// The one who makes a call.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Whose share of the service it takes.
+    pub tenant: String,
+    /// When it gives up, if it has said so.
+    pub deadline: Option<Instant>,
+    /// Names the request in logs and traces: 32 hexadecimal digits; chosen where `None`.
+    pub request_id: Option<String>,
+    /// What the call's work is part of.
+    pub span: Span,
+}
+
+impl Caller {
+    /// The span of a call, within the trace that its metadata carries.
+    pub fn span(metadata: &MetadataMap) -> Span {
+        let span = tracing::info_span!(
+            "request",
+            request_id = field::Empty,
+            trace_id = field::Empty
+        );
+        telemetry::adopt(&span, metadata);
+        if let Some(trace) = telemetry::trace_id(&span) {
+            span.record("trace_id", trace);
+        }
+        span
+    }
+}

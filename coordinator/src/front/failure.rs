@@ -1,0 +1,44 @@
+//! Why a call ends without its result, whatever protocol it came by.
+
+use std::time::Duration;
+
+use tonic::Code;
+use xomni_engine::Error;
+
+/// Why a call is refused or fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The request itself, or its work.
+    #[error(transparent)]
+    Job(#[from] Error),
+    /// There is no room now.
+    #[error("{error}")]
+    Busy {
+        /// What is full.
+        error: Error,
+        /// When to come again.
+        retry_after: Duration,
+    },
+    /// Nothing is served now.
+    #[error("{0}")]
+    Unavailable(&'static str),
+}
+
+impl Failure {
+    /// What it is counted as: the canonical code that gRPC has for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Job(error) | Self::Busy { error, .. } => match error {
+                Error::BadInput { .. } => Code::InvalidArgument,
+                Error::Capacity { .. } => Code::ResourceExhausted,
+                Error::Cancelled => Code::Cancelled,
+                Error::DeadlineExceeded => Code::DeadlineExceeded,
+                Error::Unsupported { .. } => Code::Unimplemented,
+                Error::GroupLost(_) | Error::WorkerLost { .. } => Code::Unavailable,
+                Error::NotFinite { .. } => Code::DataLoss,
+                Error::Checkpoint { .. } | Error::Io { .. } => Code::Internal,
+            },
+            Self::Unavailable(_) => Code::Unavailable,
+        }
+    }
+}

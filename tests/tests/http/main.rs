@@ -1,0 +1,3 @@
+//! The HTTP API as a client sees it.
+
+mod service;

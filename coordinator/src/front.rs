@@ -97,7 +97,7 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
         let admitted = caller.span.in_scope(|| self.admit(request, &caller));
         let (job, waiting) = match admitted {
             Ok(admitted) => admitted,
-            Err(failure) => return Err(call.refuse(failure)),
+            Err(failure) => return Err(caller.span.in_scope(|| call.refuse(failure))),
         };
         let (front, drawn) = (self.clone(), job.clone());
         let work = |events| async move { front.pipeline.draw(drawn, events).await };
@@ -105,7 +105,7 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
         Ok(Drawing { job, events })
     }
 
-    /// Counts a call that is refused before its request is known.
+    /// Counts a call, that of the current span, which is refused before its request is known.
     pub fn refuse(&self, failure: Failure) -> Failure {
         self.calls.begin().refuse(failure)
     }
@@ -202,7 +202,7 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
             };
             call.end(result.as_ref().map_or_else(Failure::code, |()| Code::Ok));
             if let Err(failure) = result {
-                tracing::info!(code = ?failure.code(), reason = %failure, "request ended");
+                failure.report();
                 // A client that is gone needs no reason.
                 let _ = events.send(Err(failure)).await;
             }

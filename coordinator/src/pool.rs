@@ -12,10 +12,10 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use xomni_cluster::record::WorkerRecord;
 use xomni_engine::{Error, Result};
-use xomni_worker::api::JobStream;
+use xomni_worker::{api::JobStream, telemetry};
 
 use crate::{
     metrics::Metrics,
@@ -76,6 +76,14 @@ impl<T> Start<T> {
     }
 }
 
+/// An attempt that a worker has been given.
+#[derive(Debug)]
+struct Attempt {
+    /// From the wait for a worker to the attempt's last event.
+    span: Span,
+    assignment: Assignment,
+}
+
 /// The workers that have refused a job since it last waited.
 #[derive(Debug, Default)]
 struct Refusals {
@@ -84,8 +92,9 @@ struct Refusals {
 }
 
 impl Refusals {
-    fn note(&mut self, assignment: &Assignment, error: Error) {
-        self.by.push(assignment.life().clone());
+    fn note(&mut self, attempt: Attempt, error: Error) {
+        telemetry::fail(&attempt.span, &error);
+        self.by.push(attempt.assignment.life().clone());
         self.last = Some(error);
     }
 }
@@ -125,18 +134,11 @@ impl<C: Connect> Pool<C> {
         }
     }
 
-    /// Has a job go on without the worker that failed it.
-    fn retrying(&self, request_id: &str, assignment: Assignment, reason: &str) {
-        let stage = assignment.stage();
-        self.metrics.retries(stage).inc();
-        let (stage, worker) = (stage.name(), &assignment.worker().id);
-        tracing::warn!(
-            request_id,
-            stage,
-            worker,
-            reason,
-            "attempt failed, another follows"
-        );
+    /// Has a job go on after an attempt that failed.
+    fn retrying(&self, attempt: Attempt, reason: &str) {
+        let Attempt { span, assignment } = attempt;
+        self.metrics.retries(assignment.stage()).inc();
+        span.in_scope(|| tracing::warn!(reason, "attempt failed, another follows"));
         assignment.fail();
     }
 }

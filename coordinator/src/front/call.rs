@@ -86,8 +86,9 @@ impl Call {
         self.code = code;
     }
 
-    /// Ends with this failure.
+    /// Ends with this failure, which is that of the current span's request.
     pub fn refuse(self, failure: Failure) -> Failure {
+        failure.report();
         self.end(failure.code());
         failure
     }

@@ -24,13 +24,11 @@ impl Caller {
     pub fn span(metadata: &MetadataMap) -> Span {
         let span = tracing::info_span!(
             "request",
+            otel.kind = "server",
             request_id = field::Empty,
             trace_id = field::Empty
         );
         telemetry::adopt(&span, metadata);
-        if let Some(trace) = telemetry::trace_id(&span) {
-            span.record("trace_id", trace);
-        }
         span
     }
 }

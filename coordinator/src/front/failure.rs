@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use tonic::Code;
+use tracing::Span;
 use xomni_engine::Error;
+use xomni_worker::telemetry;
 
 /// Why a call is refused or fails.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,17 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Writes the one line of log about the request of the current span, which ends so.
+    pub fn report(&self) {
+        match self.code() {
+            code @ (Code::DataLoss | Code::Internal | Code::Unavailable) => {
+                tracing::warn!(?code, reason = %self, "request failed");
+            }
+            code => tracing::info!(?code, reason = %self, "request ended"),
+        }
+        telemetry::fail(&Span::current(), self);
+    }
+
     /// What it is counted as: the canonical code that gRPC has for it.
     pub fn code(&self) -> Code {
         match self {

@@ -8,6 +8,7 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::{StreamExt, stream};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tracing::Span;
 use xomni_proto::images::{
     GenerateImagesRequest, ImageEvent,
     images_server::{Images, ImagesServer},
@@ -15,6 +16,7 @@ use xomni_proto::images::{
 use xomni_worker::{
     api::{Backbone, Decoder},
     serve::deadline,
+    telemetry,
 };
 
 use self::status::status;
@@ -42,15 +44,24 @@ impl<B: Backbone, D: Decoder> Images for ImagesService<B, D> {
         request: Request<GenerateImagesRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let drawing = self.draw(message, &metadata).map_err(status)?;
+        let span = Caller::span(&metadata);
+        let told = span.clone();
+        let ended = move |failure| {
+            let mut status = status(failure);
+            telemetry::tell(&told, status.metadata_mut());
+            status
+        };
+        let drawing = self.draw(message, &metadata, &span).map_err(&ended)?;
         let Drawing { job, events } = drawing;
         let messages = move |event| match event {
             Ok(Event::Started) => vec![Ok(convert::accepted(job.request_id.clone(), job.seed))],
             Ok(Event::Work(event)) => convert::events(event).into_iter().map(Ok).collect(),
-            Err(failure) => vec![Err(status(failure))],
+            Err(failure) => vec![Err(ended(failure))],
         };
         let stream = events.flat_map(move |event| stream::iter(messages(event)));
-        Ok(Response::new(stream.boxed()))
+        let mut response = Response::new(stream.boxed());
+        telemetry::tell(&span, response.metadata_mut());
+        Ok(response)
     }
 }
 
@@ -59,16 +70,17 @@ impl<B: Backbone, D: Decoder> ImagesService<B, D> {
         &self,
         message: GenerateImagesRequest,
         metadata: &MetadataMap,
+        span: &Span,
     ) -> Result<Drawing, Failure> {
         let read = convert::request(message, &self.front.model)
             .and_then(|read| Ok((read, deadline(metadata)?)));
         let ((request, tenant), deadline) =
-            read.map_err(|error| self.front.refuse(error.into()))?;
+            read.map_err(|error| span.in_scope(|| self.front.refuse(error.into())))?;
         let caller = Caller {
             tenant,
             deadline,
             request_id: None,
-            span: Caller::span(metadata),
+            span: span.clone(),
         };
         self.front.draw(request, caller)
     }

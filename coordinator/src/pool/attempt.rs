@@ -72,6 +72,11 @@ impl Attempts {
         &self.job
     }
 
+    /// Number of the next attempt, or of the one that runs.
+    pub fn number(&self) -> u32 {
+        self.job.attempt + self.budget.failures()
+    }
+
     /// Whether every output is complete.
     pub fn is_done(&self) -> bool {
         self.finished.iter().all(Option::is_some)
@@ -107,7 +112,7 @@ impl Attempts {
         self.fingerprint = Some(fingerprint.to_owned());
         let outputs = self.running.iter();
         GenerateJob {
-            attempt: self.job.attempt + self.budget.failures(),
+            attempt: self.number(),
             outputs: outputs
                 .map(|&index| self.job.outputs[index].clone())
                 .collect(),

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tracing::{Instrument, Span};
+use tracing::{Instrument, field};
 use xomni_engine::{Error, Result};
-use xomni_worker::api::{Backbone, GenerateJob, JobStream, TokenFrame};
+use xomni_worker::{
+    api::{Backbone, GenerateJob, JobStream, TokenFrame},
+    telemetry,
+};
 
 use super::{
-    Connect, Pool, Refusals, Start, attempt::Attempts, ended_early, left, send, stream, within,
+    Attempt, Connect, Pool, Refusals, Start, attempt::Attempts, ended_early, left, send, stream,
+    within,
 };
-use crate::routing::{Assignment, Stage};
+use crate::routing::Stage;
 
 /// Draws tokens on whichever group is soonest through with its work, and continues on another
 /// where one fails.
@@ -53,8 +57,7 @@ struct Drive<C> {
 /// An attempt that a worker has taken.
 struct Running {
     frames: JobStream<TokenFrame>,
-    assignment: Assignment,
-    _span: Span,
+    attempt: Attempt,
 }
 
 impl<C> Drive<C>
@@ -65,6 +68,9 @@ where
     async fn start(&mut self) -> Result<Running> {
         let mut refusals = Refusals::default();
         loop {
+            let attempt = self.attempts.number();
+            let span =
+                tracing::info_span!("draw", otel.kind = "client", attempt, worker = field::Empty);
             let assigned = self.pool.assign(
                 Stage::Backbone,
                 self.attempts.fingerprint(),
@@ -72,27 +78,22 @@ where
                 &mut refusals,
                 !self.attempts.has_begun(),
             );
-            let assignment = assigned.await?;
+            let assigned = assigned.instrument(span.clone()).await;
+            let assignment = assigned.inspect_err(|error| telemetry::fail(&span, error))?;
             let worker = assignment.worker();
+            span.record("worker", &worker.id);
             let job = self.attempts.next(&worker.fingerprint);
-            let (id, attempt) = (&job.request_id, job.attempt);
-            let span = tracing::info_span!("draw", request_id = %id, worker = %worker.id, attempt);
             let service = self.pool.connect.connect(worker);
             let call = service.generate(job).instrument(span.clone());
             let answer = tokio::select! {
                 answer = call => Start::of(answer),
                 () = assignment.lost() => Start::Failed(left(&assignment)),
             };
+            let attempt = Attempt { span, assignment };
             match answer {
-                Start::Taken(frames) => {
-                    return Ok(Running {
-                        frames,
-                        assignment,
-                        _span: span,
-                    });
-                }
-                Start::Full(error) => refusals.note(&assignment, error),
-                Start::Failed(error) => self.fail(assignment, error)?,
+                Start::Taken(frames) => return Ok(Running { frames, attempt }),
+                Start::Full(error) => refusals.note(attempt, error),
+                Start::Failed(error) => self.fail(attempt, error)?,
             }
         }
     }
@@ -103,7 +104,8 @@ where
         frames: mpsc::Sender<Result<TokenFrame>>,
     ) -> Result<()> {
         loop {
-            let failure = match self.follow(&mut running).await {
+            let span = running.attempt.span.clone();
+            let failure = match self.follow(&mut running).instrument(span).await {
                 Ok(Some(frame)) => {
                     send(&frames, frame).await?;
                     if self.attempts.is_done() {
@@ -114,30 +116,31 @@ where
                 Ok(None) => continue,
                 Err(failure) => failure,
             };
-            self.fail(running.assignment, failure)?;
+            self.fail(running.attempt, failure)?;
             running = self.start().await?;
         }
     }
 
     /// What is new in the attempt's next frame.
     async fn follow(&mut self, running: &mut Running) -> Result<Option<TokenFrame>> {
+        let assignment = &mut running.attempt.assignment;
         let frame = tokio::select! {
             frame = running.frames.next() => frame?.ok_or_else(ended_early)?,
-            () = running.assignment.lost() => return Err(left(&running.assignment)),
+            () = assignment.lost() => return Err(left(assignment)),
         };
         let new = self.attempts.on_frame(frame)?;
         let tokens = new.as_ref().map_or(0, |frame| frame.tokens.len());
         let rows = self.attempts.rows_per_token() * tokens as u64;
-        running.assignment.advance(rows);
+        assignment.advance(rows);
         Ok(new)
     }
 
     /// Counts a failed attempt and avoids its worker.
-    fn fail(&mut self, assignment: Assignment, error: Error) -> Result<()> {
+    fn fail(&mut self, attempt: Attempt, error: Error) -> Result<()> {
         let reason = error.to_string();
+        telemetry::fail(&attempt.span, &reason);
         self.attempts.on_failure(error)?;
-        let id = &self.attempts.job().request_id;
-        self.pool.retrying(id, assignment, &reason);
+        self.pool.retrying(attempt, &reason);
         Ok(())
     }
 }

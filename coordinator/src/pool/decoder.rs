@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::{Instrument, Span};
+use tracing::{Instrument, field};
 use xomni_engine::{Error, Result};
-use xomni_worker::api::{DecodeEvent, DecodeJob, Decoder, JobStream, Progress};
+use xomni_worker::{
+    api::{DecodeEvent, DecodeJob, Decoder, JobStream, Progress},
+    telemetry,
+};
 
-use super::{Connect, Pool, Refusals, Start, attempt::Budget, ended_early, left, send, stream};
-use crate::routing::{Assignment, Stage};
+use super::{
+    Attempt, Connect, Pool, Refusals, Start, attempt::Budget, ended_early, left, send, stream,
+};
+use crate::routing::Stage;
 
 /// Develops pictures on whichever decoder is soonest through with its work, and anew on another
 /// where one fails.
@@ -74,8 +79,7 @@ struct Running {
     events: JobStream<DecodeEvent>,
     /// Where its codes go, until they have.
     tokens: Option<oneshot::Sender<Vec<u32>>>,
-    assignment: Assignment,
-    _span: Span,
+    attempt: Attempt,
 }
 
 impl<C> Drive<C>
@@ -86,17 +90,22 @@ where
     async fn start(&mut self) -> Result<Running> {
         let mut refusals = Refusals::default();
         loop {
+            let attempt = self.job.attempt + self.budget.failures();
+            let span = tracing::info_span!(
+                "develop",
+                otel.kind = "client",
+                image = self.job.image_index,
+                attempt,
+                worker = field::Empty
+            );
             // Nothing of a picture is delivered before all of it is: any numerics will do.
             let assigned = self
                 .pool
                 .assign(Stage::Decoder, None, self.work, &mut refusals, false);
-            let assignment = assigned.await?;
+            let assigned = assigned.instrument(span.clone()).await;
+            let assignment = assigned.inspect_err(|error| telemetry::fail(&span, error))?;
             let worker = assignment.worker();
-            let attempt = self.job.attempt + self.budget.failures();
-            let (id, image) = (&self.job.request_id, self.job.image_index);
-            let span = tracing::info_span!(
-                "decode", request_id = %id, image, worker = %worker.id, attempt
-            );
+            span.record("worker", &worker.id);
             let job = DecodeJob {
                 attempt,
                 ..self.job.clone()
@@ -108,17 +117,17 @@ where
                 answer = call => Start::of(answer),
                 () = assignment.lost() => Start::Failed(left(&assignment)),
             };
+            let attempt = Attempt { span, assignment };
             match answer {
                 Start::Taken(events) => {
                     return Ok(Running {
                         events,
                         tokens: Some(tokens),
-                        assignment,
-                        _span: span,
+                        attempt,
                     });
                 }
-                Start::Full(error) => refusals.note(&assignment, error),
-                Start::Failed(error) => self.fail(assignment, error)?,
+                Start::Full(error) => refusals.note(attempt, error),
+                Start::Failed(error) => self.fail(attempt, error)?,
             }
         }
     }
@@ -129,10 +138,11 @@ where
         events: mpsc::Sender<Result<DecodeEvent>>,
     ) -> Result<()> {
         loop {
-            match self.follow(&mut running).await {
+            let span = running.attempt.span.clone();
+            match self.follow(&mut running).instrument(span).await {
                 Ok(DecodeEvent::Progress(part)) => {
                     if matches!(part, Progress::Denoise { .. }) {
-                        running.assignment.advance(1);
+                        running.attempt.assignment.advance(1);
                     }
                     // Another attempt repeats what the reader has seen.
                     if self.furthest < Some(place(part)) {
@@ -142,7 +152,7 @@ where
                 }
                 Ok(picture @ DecodeEvent::Png(_)) => return send(&events, picture).await,
                 Err(failure) => {
-                    self.fail(running.assignment, failure)?;
+                    self.fail(running.attempt, failure)?;
                     running = self.start().await?;
                 }
             }
@@ -151,6 +161,7 @@ where
 
     /// The next event of an attempt, after passing it the codes as soon as they are known.
     async fn follow(&mut self, running: &mut Running) -> Result<DecodeEvent> {
+        let assignment = &running.attempt.assignment;
         loop {
             if let Codes::Known(codes) = &self.codes
                 && let Some(tokens) = running.tokens.take()
@@ -166,7 +177,7 @@ where
             };
             tokio::select! {
                 event = running.events.next() => return event?.ok_or_else(ended_early),
-                () = running.assignment.lost() => return Err(left(&running.assignment)),
+                () = assignment.lost() => return Err(left(assignment)),
                 codes = codes => {
                     self.codes = Codes::Known(codes.map_err(|_| Error::Cancelled)?);
                 }
@@ -175,11 +186,11 @@ where
     }
 
     /// Counts a failed attempt and avoids its decoder.
-    fn fail(&mut self, assignment: Assignment, error: Error) -> Result<()> {
+    fn fail(&mut self, attempt: Attempt, error: Error) -> Result<()> {
         let reason = error.to_string();
+        telemetry::fail(&attempt.span, &reason);
         self.budget.spend(error)?;
-        self.pool
-            .retrying(&self.job.request_id, assignment, &reason);
+        self.pool.retrying(attempt, &reason);
         Ok(())
     }
 }

@@ -50,7 +50,8 @@ pub fn refused(refusal: Refusal, retry_after: Duration) -> Status {
     }
 }
 
-/// The status of an error. What its caller is not told is logged here.
+/// The status of an error. Of a lost worker, or a failure within this process, it says no more than
+/// that: whoever consumes the error logs it.
 pub fn failed(error: &Error) -> Status {
     match error {
         Error::BadInput {
@@ -67,15 +68,11 @@ pub fn failed(error: &Error) -> Status {
         Error::DeadlineExceeded => Status::deadline_exceeded(error.to_string()),
         Error::Unsupported { .. } => Status::unimplemented(error.to_string()),
         Error::GroupLost(_) | Error::WorkerLost { .. } => {
-            tracing::warn!(%error, "job lost");
             Status::unavailable("the worker was lost")
         }
         // The same tokens would come of it anywhere else.
         Error::NotFinite { .. } => Status::data_loss(error.to_string()),
-        Error::Checkpoint { .. } | Error::Io { .. } => {
-            tracing::error!(%error, "job failed");
-            Status::internal("internal error")
-        }
+        Error::Checkpoint { .. } | Error::Io { .. } => Status::internal("internal error"),
     }
 }
 

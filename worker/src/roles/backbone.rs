@@ -99,7 +99,6 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let _telemetry = Telemetry::start("xomni-backbone");
     arguments.check()?;
     let common = &arguments.common;
-    let _telemetry = Telemetry::start("xomni-backbone");
     if common.die_with_parent {
         die_with_parent()?;
     }

@@ -13,8 +13,8 @@ use tokio::{
     time::{Sleep, sleep_until, timeout_at},
 };
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, codegen::Bytes, metadata::MetadataMap};
-use tracing::{Instrument, Span, info_span};
+use tonic::{Request, Response, Status, Streaming, codegen::Bytes};
+use tracing::{Instrument, Span, field, info_span};
 use xomni_engine::{Error, text::Grid};
 use xomni_proto::worker::{
     DecodeDone, DecodeEvent, DecodeInput, EncodedPicture, PictureInput,
@@ -23,13 +23,12 @@ use xomni_proto::worker::{
     decoder_server::{Decoder as Rpc, DecoderServer},
 };
 
-use super::{Responses, deadline};
+use super::{Responses, deadline, failed, refused};
 use crate::{
     api::{self, Decoder, Encoder, JobStream},
     convert::{
         Identity, MAX_MESSAGE, Refusal,
         decoder::{self as convert, MAX_CHUNK},
-        status,
     },
     telemetry,
 };
@@ -60,16 +59,14 @@ pub fn decoder_service<D: Decoder, E: Encoder>(
 }
 
 impl<D: Decoder, E: Encoder> DecoderService<D, E> {
+    /// The status of a call that is not taken; the call is that of the current span.
     fn refused(&self, refusal: impl Into<Refusal>) -> Status {
-        status::refused(
-            refusal.into(),
-            self.identity.standing.borrow().retry_after(),
-        )
+        let retry_after = self.identity.standing.borrow().retry_after();
+        refused(&Span::current(), refusal.into(), retry_after)
     }
 
     async fn start(
         &self,
-        metadata: &MetadataMap,
         mut inputs: Streaming<DecodeInput>,
         deadline: Option<Instant>,
     ) -> Result<Development, Status> {
@@ -80,12 +77,14 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             return Err(self.refused(Error::bad_input("input", "must begin with a job", "none")));
         };
         let job = convert::job(job, &self.identity).map_err(|refusal| self.refused(refusal))?;
-        let span = info_span!("decode", request = job.request_id, attempt = job.attempt);
-        telemetry::adopt(&span, metadata);
+        let span = Span::current();
+        span.record("request_id", &job.request_id);
+        span.record("attempt", job.attempt);
+        span.record("image", job.image_index);
         let grid = job.grid;
         let (codes, arriving) = oneshot::channel();
-        let accepted = self.decoder.decode(job, arriving).instrument(span.clone());
-        let events = accepted.await.map_err(|error| self.refused(error))?;
+        let accepted = self.decoder.decode(job, arriving).await;
+        let events = accepted.map_err(|error| self.refused(error))?;
         Ok(Development {
             arrival: Some(Arrival {
                 inputs,
@@ -131,9 +130,21 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
         request: Request<Streaming<DecodeInput>>,
     ) -> Result<Response<Self::DecodeStream>, Status> {
         let (metadata, _, inputs) = request.into_parts();
-        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
-        let start = self.start(&metadata, inputs, deadline);
-        Ok(Response::new(Box::pin(until(deadline, start).await?)))
+        let span = info_span!(
+            "Decoder.Decode",
+            otel.kind = "server",
+            request_id = field::Empty,
+            attempt = field::Empty,
+            image = field::Empty,
+            trace_id = field::Empty,
+        );
+        telemetry::adopt(&span, &metadata);
+        let started = async {
+            let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+            until(deadline, self.start(inputs, deadline)).await
+        };
+        let development = started.instrument(span).await?;
+        Ok(Response::new(Box::pin(development)))
     }
 
     async fn encode(
@@ -141,11 +152,17 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
         request: Request<Streaming<PictureInput>>,
     ) -> Result<Response<EncodedPicture>, Status> {
         let (metadata, _, chunks) = request.into_parts();
-        let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
-        let span = info_span!("encode");
+        let span = info_span!(
+            "Decoder.Encode",
+            otel.kind = "server",
+            trace_id = field::Empty
+        );
         telemetry::adopt(&span, &metadata);
-        let picture = until(deadline, self.read(chunks).instrument(span)).await?;
-        Ok(Response::new(picture))
+        let read = async {
+            let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
+            until(deadline, self.read(chunks)).await
+        };
+        Ok(Response::new(read.instrument(span).await?))
     }
 }
 
@@ -156,8 +173,21 @@ async fn until<T>(
     let Some(deadline) = deadline else {
         return work.await;
     };
-    let late = |_| Err(status::failed(&Error::DeadlineExceeded));
+    let late = |_| Err(failed(&Span::current(), &Error::DeadlineExceeded));
     timeout_at(deadline.into(), work).await.unwrap_or_else(late)
+}
+
+/// Why a call ends before its picture is delivered.
+enum End {
+    Job(Error),
+    /// What the client sends cannot be read.
+    Input(Status),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Job(error)
+    }
 }
 
 /// The way from a client's second message to the decoder.
@@ -168,17 +198,16 @@ struct Arrival {
 }
 
 impl Arrival {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<u32>, Status>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Vec<u32>, End>> {
         let input = match ready!(Pin::new(&mut self.inputs).poll_next(context)) {
-            Some(input) => input?,
-            None => return Poll::Ready(Err(status::failed(&Error::Cancelled))),
+            Some(input) => input.map_err(End::Input)?,
+            None => return Poll::Ready(Err(Error::Cancelled.into())),
         };
         let Some(Input::Tokens(tokens)) = input.input else {
-            let error = Error::bad_input("input", "must be the job, then its tokens", "another");
-            return Poll::Ready(Err(status::failed(&error)));
+            let limit = "must be the job, then its tokens";
+            return Poll::Ready(Err(Error::bad_input("input", limit, "another").into()));
         };
-        let codes = convert::codes(tokens, self.grid);
-        Poll::Ready(codes.map_err(|error| status::failed(&error)))
+        Poll::Ready(convert::codes(tokens, self.grid).map_err(End::Job))
     }
 }
 
@@ -206,11 +235,11 @@ impl Development {
         Some(Event::Chunk(png.split_to(png.len().min(MAX_CHUNK))))
     }
 
-    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event, Status>>> {
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event, End>>> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(context).is_ready()
         {
-            return Poll::Ready(Some(Err(status::failed(&Error::DeadlineExceeded))));
+            return Poll::Ready(Some(Err(Error::DeadlineExceeded.into())));
         }
         if let Some(arrival) = &mut self.arrival
             && let Poll::Ready(codes) = arrival.poll(context)
@@ -224,7 +253,7 @@ impl Development {
         if self.png.is_none() {
             match ready!(Pin::new(&mut self.events).poll_next(context)) {
                 None => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(status::failed(&error)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Some(Ok(api::DecodeEvent::Progress(progress))) => {
                     let progress = convert::wire_progress(progress);
                     return Poll::Ready(Some(Ok(Event::Progress(progress))));
@@ -244,11 +273,15 @@ impl Stream for Development {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let span = self.span.clone();
-        let event = ready!(span.in_scope(|| self.poll_event(context)));
-        Poll::Ready(event.map(|event| {
-            Ok(DecodeEvent {
-                event: Some(event?),
-            })
+        let _within = span.enter();
+        let event = ready!(self.poll_event(context));
+        Poll::Ready(event.map(|event| match event {
+            Ok(event) => Ok(DecodeEvent { event: Some(event) }),
+            Err(End::Job(error)) => Err(failed(&span, &error)),
+            Err(End::Input(status)) => {
+                telemetry::fail(&span, status.message());
+                Err(status)
+            }
         }))
     }
 }

@@ -12,10 +12,45 @@ pub use backbone::{BackboneService, backbone_service};
 pub use decoder::{DecoderService, decoder_service};
 use tokio_stream::Stream;
 use tonic::{Status, metadata::MetadataMap};
+use tracing::Span;
 use xomni_engine::{Error, Result};
+
+use crate::{
+    convert::{Refusal, status},
+    telemetry,
+};
 
 /// What a server streams.
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The status that ends the call of `span`. What the caller is not told is logged, here only.
+fn failed(span: &Span, error: &Error) -> Status {
+    mark(span, error);
+    status::failed(error)
+}
+
+/// As [`failed`], for a call that was not taken.
+fn refused(span: &Span, refusal: Refusal, retry_after: Duration) -> Status {
+    match &refusal {
+        Refusal::Job(error) => mark(span, error),
+        Refusal::Precondition { .. } | Refusal::Unavailable(_) => telemetry::fail(span, &refusal),
+    }
+    status::refused(refusal, retry_after)
+}
+
+fn mark(span: &Span, error: &Error) {
+    span.in_scope(|| match error {
+        Error::GroupLost(_) | Error::WorkerLost { .. } => tracing::warn!(%error, "job lost"),
+        Error::Checkpoint { .. } | Error::Io { .. } => tracing::error!(%error, "job failed"),
+        Error::BadInput { .. }
+        | Error::Cancelled
+        | Error::Capacity { .. }
+        | Error::DeadlineExceeded
+        | Error::NotFinite { .. }
+        | Error::Unsupported { .. } => tracing::debug!(%error, "job ended"),
+    });
+    telemetry::fail(span, error);
+}
 
 /// When a call's client gives up, as its `grpc-timeout` says.
 ///

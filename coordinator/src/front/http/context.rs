@@ -18,6 +18,8 @@ use crate::{front::caller::Caller, request::random_id};
 
 /// Names a request, in both directions.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where all paths of the API are.
+const API: &str = "/v1/";
 /// Longest name that a client can give, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -32,13 +34,17 @@ pub struct Context {
 }
 
 impl Context {
-    fn new(headers: &HeaderMap) -> Self {
+    fn new(path: &str, headers: &HeaderMap) -> Self {
         let id = random_id();
         let given = headers.get(REQUEST_ID).filter(|given| sane(given));
         let own = || HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unnamed"));
         Self {
             shown: given.cloned().unwrap_or_else(own),
-            span: Caller::span(&MetadataMap::from_headers(headers.clone())),
+            // What asks for health and metrics, again and again, is nobody's request.
+            span: match path.starts_with(API) {
+                true => Caller::span(&MetadataMap::from_headers(headers.clone())),
+                false => Span::none(),
+            },
             id,
         }
     }
@@ -70,11 +76,15 @@ fn sane(given: &HeaderValue) -> bool {
 
 /// Gives a request its [`Context`], and its answer the name and, where it is a [`Problem`], a body.
 pub async fn layer(mut request: Request, next: Next) -> Response {
-    let context = Context::new(request.headers());
+    let context = Context::new(request.uri().path(), request.headers());
     request.extensions_mut().insert(context.clone());
     let mut response = next.run(request).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         response = problem.answer(&context);
+    }
+    let trace = context.trace_id();
+    if let Some(trace) = trace.and_then(|trace| trace.try_into().ok()) {
+        response.headers_mut().insert(telemetry::TRACE_ID, trace);
     }
     response.headers_mut().insert(REQUEST_ID, context.shown);
     response

@@ -219,28 +219,22 @@ impl Problem {
                 "unsupported",
                 error.to_string(),
             ),
-            Error::GroupLost(_) | Error::WorkerLost { .. } => {
-                tracing::warn!(%error, "job lost");
-                Self::server(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "worker_lost",
-                    "the worker was lost",
-                )
-            }
+            Error::GroupLost(_) | Error::WorkerLost { .. } => Self::server(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "worker_lost",
+                "the worker was lost",
+            ),
             // The same tokens would come of it anywhere else.
             Error::NotFinite { .. } => Self::server(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "not_finite",
                 error.to_string(),
             ),
-            Error::Checkpoint { .. } | Error::Io { .. } => {
-                tracing::error!(%error, "job failed");
-                Self::server(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "internal_error",
-                    "internal error",
-                )
-            }
+            Error::Checkpoint { .. } | Error::Io { .. } => Self::server(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal_error",
+                "internal error",
+            ),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use xomni_worker::telemetry::TRACE_ID;
+
 /// An error that the user is shown.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -26,7 +28,7 @@ pub enum CliError {
     Task(#[from] tokio::task::JoinError),
 
     /// The server refused or failed.
-    #[error("{}", .0.message())]
+    #[error("{}", answer(.0))]
     Server(#[from] tonic::Status),
 
     /// A file could not be read or written.
@@ -37,6 +39,17 @@ pub enum CliError {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+/// What a server said; where that is a failure of its own, with the trace that tells why.
+fn answer(status: &tonic::Status) -> String {
+    let message = status.message();
+    let trace = status.metadata().get(TRACE_ID);
+    let trace = trace.and_then(|trace| trace.to_str().ok());
+    match trace.filter(|_| status.code() != tonic::Code::InvalidArgument) {
+        Some(trace) => format!("{message} (trace {trace})"),
+        None => message.to_owned(),
+    }
 }
 
 impl CliError {

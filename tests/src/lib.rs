@@ -2,6 +2,7 @@
 //! runs of a fixture's backbone, coordinators and other servers within the test, and the real binaries.
 
 pub mod backbone;
+pub mod collector;
 pub mod coordinator;
 pub mod etcd;
 pub mod golden;

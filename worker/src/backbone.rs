@@ -1,5 +1,7 @@
 //! A backbone on a thread of this process: continuous batching over a group of ranks.
 
+mod spans;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as sync_mpsc},
@@ -8,6 +10,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 use xomni_cluster::record::Load;
 use xomni_engine::{
     Error, Result,
@@ -15,6 +18,8 @@ use xomni_engine::{
     schedule::{AbortReason, Event, Request, RequestId, Scheduler, SchedulerConfig, Step},
 };
 
+use self::spans::JobSpans;
+pub use self::spans::{OutputId, TracedOutput, Traces};
 use crate::api::{Backbone, GenerateJob, JobStream, TokenFrame, worker_gone};
 
 /// Frames that a slow reader may leave unread before they are merged on this side.
@@ -33,6 +38,15 @@ pub trait StepRunner: Send + 'static {
     /// # Errors
     /// [`Error::GroupLost`]; nothing more is run then.
     fn submit(&mut self, step: &Arc<Step>) -> Result<()>;
+
+    /// Tells the ranks whose work the next step begins, and whose has ended. Those that export no
+    /// spans need not know.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`]; nothing more is run then.
+    fn trace(&mut self, _traces: Traces) -> Result<()> {
+        Ok(())
+    }
 
     /// Waits for the oldest step that was submitted and not collected.
     ///
@@ -53,6 +67,8 @@ impl StepRunner for ThreadGroup {
 
 struct Submission {
     job: GenerateJob,
+    /// What the job is part of.
+    span: Span,
     frames: mpsc::Sender<Result<TokenFrame>>,
     accepted: oneshot::Sender<Result<()>>,
 }
@@ -153,6 +169,7 @@ impl Backbone for BackboneHandle {
         let (accepted, answer) = oneshot::channel();
         let submission = Message::Submit(Box::new(Submission {
             job,
+            span: Span::current(),
             frames,
             accepted,
         }));
@@ -181,6 +198,7 @@ struct Client {
     /// Frames that the channel has no room for yet, at most one an output.
     pending: Vec<TokenFrame>,
     unfinished: usize,
+    spans: JobSpans,
 }
 
 impl Client {
@@ -292,6 +310,7 @@ impl<R: StepRunner> Service<R> {
         &mut self,
         Submission {
             job,
+            span,
             frames,
             accepted,
         }: Submission,
@@ -306,6 +325,7 @@ impl<R: StepRunner> Service<R> {
             last,
             pending: vec![],
             unfinished: job.outputs.len(),
+            spans: JobSpans::new(id, span, &job.outputs),
         };
         let answer = self.scheduler.submit(request(id, job));
         if answer.is_ok() {
@@ -329,6 +349,7 @@ impl<R: StepRunner> Service<R> {
             && let Some(step) = self.scheduler.plan(start)
         {
             rows += step.rows.len();
+            self.on_events()?;
             self.ranks.submit(&Arc::new(step))?;
         }
         if self.scheduler.steps_in_flight() > 0 {
@@ -336,15 +357,29 @@ impl<R: StepRunner> Service<R> {
             self.scheduler.on_done(output.step, &output.drawn)?;
             self.pace.add(rows, start.elapsed());
         }
-        for event in self.scheduler.take_events() {
-            self.on_event(event);
-        }
+        self.on_events()?;
         self.clients.retain(|_, client| client.flush());
         Ok(())
     }
 
-    fn on_event(&mut self, event: Event) {
+    fn on_events(&mut self) -> Result<()> {
+        let mut traces = Traces::default();
+        for event in self.scheduler.take_events() {
+            self.on_event(event, &mut traces);
+        }
+        if traces.is_empty() {
+            return Ok(());
+        }
+        self.ranks.trace(traces)
+    }
+
+    fn on_event(&mut self, event: Event, traces: &mut Traces) {
         match event {
+            Event::Admitted { request, output } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.spans.admitted(output, traces);
+                }
+            }
             Event::Token {
                 request,
                 output,
@@ -355,6 +390,7 @@ impl<R: StepRunner> Service<R> {
                 let Some(client) = self.clients.get_mut(&request) else {
                     return;
                 };
+                client.spans.drawn(output);
                 let frame = client.frame(output, n);
                 frame.tokens.push(token);
                 frame.log_probs.extend(log_prob);
@@ -368,10 +404,11 @@ impl<R: StepRunner> Service<R> {
                     return;
                 };
                 client.unfinished -= 1;
+                client.spans.finished(output, traces);
                 client.frame(output, 0).finished = Some(reason);
             }
             Event::Aborted { request, reason } => {
-                let Some(client) = self.clients.remove(&request) else {
+                let Some(mut client) = self.clients.remove(&request) else {
                     return;
                 };
                 let error = match reason {
@@ -379,6 +416,7 @@ impl<R: StepRunner> Service<R> {
                     AbortReason::Deadline => Error::DeadlineExceeded,
                     AbortReason::NotFinite { output, n } => Error::NotFinite { output, n },
                 };
+                client.spans.failed(&error, traces);
                 client.fail(error);
             }
         }
@@ -386,8 +424,12 @@ impl<R: StepRunner> Service<R> {
 
     /// Ends every request with the reason the group was lost.
     fn fail(&mut self, reason: &str) {
-        for (_, client) in self.clients.drain() {
-            client.fail(Error::GroupLost(reason.to_owned()));
+        // The ranks know: their epoch is over.
+        let mut traces = Traces::default();
+        for (_, mut client) in self.clients.drain() {
+            let error = Error::GroupLost(reason.to_owned());
+            client.spans.failed(&error, &mut traces);
+            client.fail(error);
         }
     }
 }

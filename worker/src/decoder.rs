@@ -154,7 +154,8 @@ async fn hand_in<O: ImageOps>(
         (Ok(_), None) => job.end(Err(worker_gone("decoder"))),
         (Ok(codes), Some(desk)) => {
             // A desk that is gone drops the job, and its stream ends.
-            let _ = desk.send(Message::Ready(job, codes));
+            let queued = job.queued();
+            let _ = desk.send(Message::Ready(job, codes, queued));
         }
     }
 }

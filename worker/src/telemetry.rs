@@ -6,7 +6,7 @@ mod trace;
 use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-use tracing::Metadata;
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, filter_fn},
@@ -36,7 +36,7 @@ impl Telemetry {
     pub fn start(service: &'static str) -> Self {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         // Whatever is logged says what it belongs to.
-        let filter = filter.or(filter_fn(is_our_span));
+        let filter = filter.or(filter_fn(is_our_span).with_max_level_hint(Level::INFO));
         let logs = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -22,7 +22,10 @@ use super::{
     Begun,
     meter::{DecoderMeter, Expected, Stopwatch},
 };
-use crate::api::{DecodeEvent, DecodeJob};
+use crate::{
+    api::{DecodeEvent, DecodeJob},
+    telemetry,
+};
 
 /// One picture on its way. Its place is free once the job is dropped.
 pub(super) struct Job<O: ImageOps> {
@@ -39,8 +42,8 @@ pub(super) struct Job<O: ImageOps> {
 pub(super) enum Message<O: ImageOps> {
     /// A job whose prompt can be encoded.
     Begun(Begun<O>),
-    /// A job whose codes are there.
-    Ready(Arc<Job<O>>, Vec<u32>),
+    /// A job whose codes are there, and the span of its wait.
+    Ready(Arc<Job<O>>, Vec<u32>, Span),
 }
 
 impl<O: ImageOps> Job<O> {
@@ -64,6 +67,11 @@ impl<O: ImageOps> Job<O> {
     /// Waits until nobody reads the job's stream.
     pub(super) async fn abandoned(&self) {
         self.events.closed().await;
+    }
+
+    /// The span of a job that waits for its turn.
+    pub(super) fn queued(&self) -> Span {
+        info_span!(parent: &self.span, "queue")
     }
 
     /// Sends the last event, for which the channel always keeps a place.
@@ -93,7 +101,7 @@ pub(super) struct Desk<O: ImageOps> {
     decoder: Arc<PictureDecoder<O>>,
     inbox: mpsc::UnboundedReceiver<Message<O>>,
     begun: VecDeque<Begun<O>>,
-    ready: VecDeque<(Arc<Job<O>>, Vec<u32>)>,
+    ready: VecDeque<(Arc<Job<O>>, Vec<u32>, Span)>,
     /// Encodings that live jobs hold, so that the pictures of one prompt share theirs.
     encodings: Vec<(String, Weak<PromptEncoding<O>>)>,
     meter: DecoderMeter,
@@ -119,7 +127,8 @@ impl<O: ImageOps> Desk<O> {
     /// Develops what is ready; encodes prompts meanwhile.
     pub(super) fn run(mut self) {
         while self.receive() {
-            if let Some((job, codes)) = self.ready.pop_front() {
+            if let Some((job, codes, queued)) = self.ready.pop_front() {
+                drop(queued);
                 self.finish(&job, codes);
             } else if let Some(job) = self.begun.pop_front().and_then(|job| job.upgrade()) {
                 self.prompt(&job);
@@ -144,7 +153,7 @@ impl<O: ImageOps> Desk<O> {
     fn take(&mut self, message: Message<O>) {
         match message {
             Message::Begun(job) => self.begun.push_back(job),
-            Message::Ready(job, codes) => self.ready.push_back((job, codes)),
+            Message::Ready(job, codes, queued) => self.ready.push_back((job, codes, queued)),
         }
     }
 
@@ -158,8 +167,9 @@ impl<O: ImageOps> Desk<O> {
         }
         let encoded = self.shared(&job.job.prompt).map_or_else(
             || {
-                let _part = info_span!(parent: &job.span, "text encoders").entered();
-                caught(|| self.decoder.encode_prompt(&job.job.prompt)).map(Arc::new)
+                let part = info_span!(parent: &job.span, "text encoders").entered();
+                let encoded = caught(|| self.decoder.encode_prompt(&job.job.prompt));
+                ended(&part, encoded).map(Arc::new)
             },
             Ok,
         );
@@ -199,8 +209,8 @@ impl<O: ImageOps> Desk<O> {
         let _running = self.meter.start();
         let picture = caught(|| self.develop(job, &spec, &prompt));
         let picture = picture.and_then(|picture| {
-            let _part = info_span!(parent: &job.span, "png").entered();
-            png::encode(&picture)
+            let part = info_span!(parent: &job.span, "png").entered();
+            ended(&part, png::encode(&picture))
         });
         self.meter.ended(&picture);
         job.end(picture.map(DecodeEvent::Png));
@@ -229,17 +239,29 @@ impl<O: ImageOps> Desk<O> {
                 drop(part.take());
                 part = Some(span.entered());
             }
+            if let (Progress::Denoise { .. }, Some(part)) = (progress, &part) {
+                telemetry::event(part, "step");
+            }
             job.tell(progress);
             if job.events.is_closed() || self.inbox.is_closed() {
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         });
+        let picture = match &part {
+            Some(part) => ended(part, picture),
+            None => picture,
+        };
         if self.inbox.is_closed() && matches!(picture, Err(Error::Cancelled)) {
             return Err(crate::api::worker_gone("decoder"));
         }
         picture
     }
+}
+
+/// What a part of the work came to; its span says so.
+fn ended<T>(part: &Span, result: Result<T>) -> Result<T> {
+    result.inspect_err(|error| telemetry::fail(part, error))
 }
 
 /// Runs one job's work: a panic is that job's error. The models are only read, and an encoding or

@@ -14,6 +14,8 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use xomni_engine::schedule::Step;
 
+use crate::backbone::Traces;
+
 pub use follower::{FollowerAction, FollowerEpoch};
 pub use leader::{LeaderAction, LeaderEpoch, Refusal};
 
@@ -116,6 +118,8 @@ pub enum ToFollower {
     Form(Formation),
     /// A step to run.
     Plan(Arc<Step>),
+    /// Outputs that begin with the next step, or have ended.
+    Trace(Arc<Traces>),
     /// It is alive.
     Heartbeat,
     /// The epoch is over.

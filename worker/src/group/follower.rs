@@ -26,6 +26,7 @@ use super::{
     part::Part,
     plan::PlanReader,
     runner::{self, RanksEvent},
+    spans::RankSpans,
     store::EpochStore,
     wire,
 };
@@ -187,6 +188,7 @@ impl<S: EpochStore> Follower<S> {
             part: self.part.clone(),
             outgoing,
             plans: None,
+            spans: self.part.spans(),
             listeners: Some(listeners),
             events: sender,
             abort: NetAbort::default(),
@@ -246,6 +248,7 @@ struct Life {
     outgoing: mpsc::Sender<FollowerFrame>,
     /// Reads plans, once the group has formed.
     plans: Option<PlanReader>,
+    spans: RankSpans,
     /// Taken when the ranks connect.
     listeners: Option<Vec<std::net::TcpListener>>,
     events: mpsc::Sender<RanksEvent>,
@@ -281,7 +284,7 @@ impl Life {
                 });
             }
             RanksEvent::Connected(Err(error)) => self.epoch.leave(&error.to_string()),
-            RanksEvent::Planned(_) => {}
+            RanksEvent::Planned(_) | RanksEvent::Traced(_) => {}
             RanksEvent::Ran { step, hash } => self.epoch.done(now, step, hash),
             RanksEvent::Failed(reason) => self.epoch.leave(&reason),
         }
@@ -299,6 +302,7 @@ impl Life {
                 }
                 FollowerAction::Connect(formation) => self.connect(formation),
                 FollowerAction::Run(step) => self.run(&step),
+                FollowerAction::Trace(traces) => self.spans.change(&traces),
                 FollowerAction::End(reason) => {
                     self.abort.abort();
                     return Some(reason);

@@ -234,6 +234,7 @@ impl<S: EpochStore> Leader<S> {
         };
         let runner = EpochRunner {
             ranks: self.part.ranks.clone(),
+            spans: self.part.spans(),
             events: life.events.clone(),
             abort: life.abort.clone(),
         };
@@ -338,6 +339,7 @@ impl Life {
             Event::Ranks(RanksEvent::Connected(Ok(()))) => epoch.connected(),
             Event::Ranks(RanksEvent::Connected(Err(error))) => epoch.leave(&error.to_string()),
             Event::Ranks(RanksEvent::Planned(step)) => epoch.plan(now, &step),
+            Event::Ranks(RanksEvent::Traced(traces)) => epoch.trace(traces),
             Event::Ranks(RanksEvent::Ran { step, hash }) => epoch.own_done(now, step, hash),
             Event::Ranks(RanksEvent::Failed(reason)) => epoch.leave(&reason),
             Event::Peer(event) => self.peers.on_event(event, epoch, now),

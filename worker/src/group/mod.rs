@@ -11,6 +11,7 @@ pub mod plan;
 mod runner;
 pub mod serving;
 pub mod sizes;
+mod spans;
 pub mod store;
 mod wire;
 

@@ -18,6 +18,7 @@ use xomni_proto::PROTOCOL_VERSION;
 use super::{
     epoch::{EpochId, Formation, Member, STEP},
     plan::PlanLimits,
+    spans::RankSpans,
 };
 use crate::convert::Standing;
 
@@ -96,6 +97,11 @@ impl Part {
             ranks.zip(listeners).map(net).collect()
         };
         self.ranks.reset(connections)
+    }
+
+    /// The spans of its ranks in an epoch that begins.
+    pub(super) fn spans(&self) -> RankSpans {
+        RankSpans::new(self.ranks.ranks(), self.limits.max_sequences)
     }
 
     /// The limits of plans where every member has room for `blocks` blocks.

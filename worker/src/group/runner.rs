@@ -11,7 +11,8 @@ use xomni_engine::{
     schedule::Step,
 };
 
-use crate::backbone::StepRunner;
+use super::spans::RankSpans;
+use crate::backbone::{StepRunner, Traces};
 
 /// What the ranks of this process do, in order.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(super) enum RanksEvent {
     Connected(Result<()>),
     /// They were given a step.
     Planned(Arc<Step>),
+    /// Outputs begin with the next step, or have ended.
+    Traced(Arc<Traces>),
     /// A step has run; the hash of what it drew.
     Ran { step: u64, hash: u64 },
     /// They run nothing more in this epoch.
@@ -30,6 +33,7 @@ pub(super) enum RanksEvent {
 #[derive(Debug)]
 pub(super) struct EpochRunner<E> {
     pub ranks: Arc<ThreadGroup>,
+    pub spans: RankSpans,
     pub events: mpsc::Sender<E>,
     pub abort: NetAbort,
 }
@@ -48,6 +52,11 @@ impl<E: From<RanksEvent> + Send + 'static> EpochRunner<E> {
 }
 
 impl<E: From<RanksEvent> + Send + 'static> StepRunner for EpochRunner<E> {
+    fn trace(&mut self, traces: Traces) -> Result<()> {
+        self.spans.change(&traces);
+        self.tell(RanksEvent::Traced(Arc::new(traces)))
+    }
+
     fn submit(&mut self, step: &Arc<Step>) -> Result<()> {
         self.tell(RanksEvent::Planned(step.clone()))?;
         self.ranks.submit(step)

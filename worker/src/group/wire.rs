@@ -4,6 +4,11 @@ use std::sync::Arc;
 
 use xomni_proto::worker::{self as proto, follower_frame, leader_frame};
 
+use crate::{
+    backbone::{OutputId, TracedOutput, Traces},
+    telemetry::TraceParent,
+};
+
 use super::{
     epoch::{Formation, Member, ToFollower, ToLeader},
     plan::{self, PlanReader},
@@ -97,6 +102,7 @@ pub(super) fn leader_frame(epoch: u64, frame: ToFollower) -> proto::LeaderFrame 
             blocks: formation.blocks,
         }),
         ToFollower::Plan(step) => Frame::Plan(plan::write(&step)),
+        ToFollower::Trace(traces) => Frame::Traces(write_traces(&traces)),
         ToFollower::Heartbeat => Frame::Heartbeat(proto::Heartbeat {}),
         ToFollower::Leave(reason) => Frame::Leave(proto::Leave { reason }),
     };
@@ -121,8 +127,72 @@ pub(super) fn read_leader_frame(
             let plans = plans.ok_or(WireError::EarlyPlan)?;
             ToFollower::Plan(Arc::new(plans.read(&plan)?))
         }
+        Frame::Traces(traces) => ToFollower::Trace(Arc::new(read_traces(traces))),
         Frame::Heartbeat(_) => ToFollower::Heartbeat,
         Frame::Leave(leave) => ToFollower::Leave(leave.reason),
     };
     Ok((frame.epoch, content))
+}
+
+fn write_traces(traces: &Traces) -> proto::Traces {
+    let id = |&(request, output): &OutputId| proto::OutputId {
+        request,
+        output: output as u32,
+    };
+    let begun = |output: &TracedOutput| proto::TracedOutput {
+        id: Some(id(&output.id)),
+        image_index: output.image_index,
+        traceparent: output.parent.as_str().to_owned(),
+    };
+    proto::Traces {
+        begun: traces.begun.iter().map(begun).collect(),
+        ended: traces.ended.iter().map(id).collect(),
+    }
+}
+
+fn read_traces(traces: proto::Traces) -> Traces {
+    let id = |id: proto::OutputId| (id.request, id.output as usize);
+    let begun = |output: proto::TracedOutput| {
+        Some(TracedOutput {
+            id: output.id.map(id)?,
+            image_index: output.image_index,
+            parent: TraceParent::parse(&output.traceparent)?,
+        })
+    };
+    Traces {
+        begun: traces.begun.into_iter().filter_map(begun).collect(),
+        ended: traces.ended.into_iter().map(id).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn traces_arrive_but_for_those_that_are_none() {
+        let output = |output, parent: &str| {
+            Some(TracedOutput {
+                id: (u64::MAX, output),
+                image_index: 3,
+                parent: TraceParent::parse(parent)?,
+            })
+        };
+        let traces = Traces {
+            begun: output(1, PARENT).into_iter().collect(),
+            ended: vec![(7, 0), (8, 2)],
+        };
+        assert_eq!(traces.begun.len(), 1);
+        let mut message = write_traces(&traces);
+        let mut unreadable = message.begun[0].clone();
+        unreadable.traceparent = "00-zz".into();
+        let nameless = proto::TracedOutput {
+            id: None,
+            ..message.begun[0].clone()
+        };
+        message.begun.extend([unreadable, nameless]);
+        assert_eq!(read_traces(message), traces);
+    }
 }

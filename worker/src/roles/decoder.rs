@@ -5,6 +5,7 @@ use std::{io::Write, net::SocketAddr, path::PathBuf, sync::Arc};
 use clap::Args;
 use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
+use tracing::{Instrument, info_span};
 use xomni_cluster::record::{Role, WorkerRecord, WorkerState};
 use xomni_engine::{
     Result,
@@ -91,7 +92,8 @@ async fn warm_up(arguments: &Arguments) -> Result<Warm> {
         })
     };
     let warm = on_thread("load", load).await?;
-    develop_one(&warm.decoder).await?;
+    let warm_up = info_span!("warm-up");
+    develop_one(&warm.decoder).instrument(warm_up).await?;
     Ok(warm)
 }
 

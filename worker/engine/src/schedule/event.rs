@@ -30,6 +30,13 @@ pub enum AbortReason {
 /// One thing that happened to a request, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// An output got its slots and blocks; the next step planned is its first.
+    Admitted {
+        /// The request.
+        request: RequestId,
+        /// Index of the output in the request.
+        output: usize,
+    },
     /// A token was drawn.
     Token {
         /// The request.

@@ -142,15 +142,25 @@ impl Running {
     }
 
     /// Admits waiting outputs in order while there is room for everything that the next one will
-    /// ever need. Outputs that run at the same time share the blocks of the prompt.
-    pub fn admit(&mut self, blocks: &Pool, slots: &Pool, block_size: usize, step: &mut Step) {
+    /// ever need; returns their indices. Outputs that run at the same time share the blocks of the
+    /// prompt.
+    pub fn admit(
+        &mut self,
+        blocks: &Pool,
+        slots: &Pool,
+        block_size: usize,
+        step: &mut Step,
+    ) -> Vec<usize> {
+        let mut admitted = Vec::new();
         while let Some(&index) = self.waiting.front() {
             let Some(output) = self.reserve(index, blocks, slots, block_size, step) else {
-                return;
+                break;
             };
             self.outputs[index] = Some(output);
             self.waiting.pop_front();
+            admitted.push(index);
         }
+        admitted
     }
 
     /// Whether outputs wait for room.

@@ -274,7 +274,11 @@ impl Scheduler {
             let Some(running) = self.running.get_mut(&next) else {
                 return;
             };
-            running.admit(&self.blocks, &self.slots, block_size, step);
+            let request = running.request.id;
+            let admitted = running.admit(&self.blocks, &self.slots, block_size, step);
+            let admitted = admitted.into_iter();
+            self.events
+                .extend(admitted.map(|output| Event::Admitted { request, output }));
             if running.waits() {
                 return;
             }

@@ -1,7 +1,7 @@
 //! The scheduler under random sequences of events, against a simulated device.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -185,6 +185,7 @@ fn action() -> impl Strategy<Value = Action> {
 
 #[derive(Default)]
 struct Seen {
+    admitted: BTreeSet<(RequestId, usize)>,
     tokens: BTreeMap<(RequestId, usize), Vec<u32>>,
     finished: BTreeMap<(RequestId, usize), FinishReason>,
     aborted: BTreeMap<RequestId, AbortReason>,
@@ -194,12 +195,16 @@ impl Seen {
     fn record(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
+                Event::Admitted { request, output } => {
+                    assert!(self.admitted.insert((request, output)), "admitted twice");
+                }
                 Event::Token {
                     request,
                     output,
                     token,
                     ..
                 } => {
+                    assert!(self.admitted.contains(&(request, output)));
                     assert!(
                         !self.finished.contains_key(&(request, output)),
                         "token after the end"
@@ -365,6 +370,12 @@ fn a_passed_deadline_ends_queued_and_running_requests() {
         })
         .expect("fits");
     assert!(scheduler.plan(now).is_some());
+    let (request_1, output) = (1, 0);
+    let admitted = Event::Admitted {
+        request: request_1,
+        output,
+    };
+    assert_eq!(scheduler.take_events(), [admitted]);
     scheduler
         .submit(Request {
             deadline,

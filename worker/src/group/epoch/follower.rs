@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 use xomni_engine::schedule::Step;
 
 use super::{EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, Stage, ToFollower, ToLeader};
+use crate::backbone::Traces;
 
 /// What a follower has to do, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,8 @@ pub enum FollowerAction {
     Connect(Formation),
     /// Run a step, then call [`FollowerEpoch::done`].
     Run(Arc<Step>),
+    /// Begin and end the spans of outputs.
+    Trace(Arc<Traces>),
     /// The epoch is over.
     End(String),
 }
@@ -92,8 +95,11 @@ impl FollowerEpoch {
                 self.received += 1;
                 self.actions.push(FollowerAction::Run(step));
             }
+            ToFollower::Trace(traces) if self.stage == Stage::Ready => {
+                self.actions.push(FollowerAction::Trace(traces));
+            }
             ToFollower::Leave(reason) => self.leave(&reason),
-            ToFollower::Form(_) | ToFollower::Plan(_) => {
+            ToFollower::Form(_) | ToFollower::Plan(_) | ToFollower::Trace(_) => {
                 self.leave("the leader sent a frame out of order");
             }
         }

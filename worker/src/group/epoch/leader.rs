@@ -12,6 +12,7 @@ use xomni_engine::schedule::Step;
 use super::{
     EpochId, FORMING, Formation, HEARTBEAT, Member, SILENCE, STEP, Stage, ToFollower, ToLeader,
 };
+use crate::backbone::Traces;
 
 /// Names a connection of a follower within an epoch.
 pub type PeerId = u64;
@@ -300,6 +301,13 @@ impl LeaderEpoch {
         self.planned += 1;
         self.beat = now;
         self.broadcast(&ToFollower::Plan(step.clone()));
+    }
+
+    /// Outputs that begin with the next step, or have ended.
+    pub fn trace(&mut self, traces: Arc<Traces>) {
+        if self.stage == Stage::Ready {
+            self.broadcast(&ToFollower::Trace(traces));
+        }
     }
 
     /// A step has run on the ranks of this process.

@@ -112,6 +112,7 @@ enum Op {
     LeaderConnected(u64),
     FollowerConnected(usize),
     Plan(u64),
+    Trace(u64),
     LeaderDone(u64),
     FollowerDone(usize, bool),
     Wait(u64),
@@ -131,6 +132,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => back.clone().prop_map(Op::LeaderConnected),
         4 => process.clone().prop_map(Op::FollowerConnected),
         4 => back.clone().prop_map(Op::Plan),
+        2 => back.clone().prop_map(Op::Trace),
         4 => back.prop_map(Op::LeaderDone),
         4 => (process, prop::bool::weighted(0.95)).prop_map(|(p, same)| Op::FollowerDone(p, same)),
         2 => (0u64..900).prop_map(Op::Wait),
@@ -227,6 +229,13 @@ impl World {
                     let hash = followed.done * 7 + u64::from(!same);
                     followed.epoch.done(now, followed.done, hash);
                     followed.done += 1;
+                }
+            }
+            Op::Trace(back) => {
+                if let Some(led) = self.led(back) {
+                    let ended = vec![(led.epoch.id().number, 0)];
+                    let begun = vec![];
+                    led.epoch.trace(Arc::new(Traces { begun, ended }));
                 }
             }
             Op::Wait(milliseconds) => {
@@ -417,6 +426,11 @@ impl World {
                         prop_assert_eq!(planner, number, "no frame of an old epoch is accepted");
                         prop_assert_eq!(step.id, followed.ran, "steps run in order");
                         followed.ran += 1;
+                    }
+                    FollowerAction::Trace(traces) => {
+                        prop_assert!(self.led[&number].served, "all ranks form or none");
+                        let traced = traces.ended[0].0;
+                        prop_assert_eq!(traced, number, "no frame of an old epoch is accepted");
                     }
                     FollowerAction::End(_) => {
                         followed.over = true;

@@ -42,7 +42,7 @@ impl Worker {
         };
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line).expect("output");
-        let address = line.trim().strip_prefix("listening on ");
+        let address = line.trim().strip_prefix("backbone ready at ");
         match address {
             Some(address) => worker.address = address.to_owned(),
             None => panic!("the worker does not listen:\n{}", worker.log()),

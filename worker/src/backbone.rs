@@ -1,5 +1,7 @@
 //! A backbone on a thread of this process: continuous batching over a group of ranks.
 
+mod meter;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as sync_mpsc},
@@ -15,7 +17,10 @@ use xomni_engine::{
     schedule::{AbortReason, Event, Request, RequestId, Scheduler, SchedulerConfig, Step},
 };
 
+use self::meter::JobMeter;
 use crate::api::{Backbone, GenerateJob, JobStream, TokenFrame, worker_gone};
+
+pub use self::meter::{BackboneMeter, Outcome};
 
 /// Frames that a slow reader may leave unread before they are merged on this side.
 const FRAMES_IN_FLIGHT: usize = 64;
@@ -83,6 +88,18 @@ impl LocalBackbone {
     /// # Errors
     /// [`Error::WorkerLost`] if the system gives no thread.
     pub fn start(config: SchedulerConfig, ranks: impl StepRunner) -> Result<Self> {
+        Self::metered(config, ranks, BackboneMeter::default())
+    }
+
+    /// Starts the thread, whose jobs `meter` counts.
+    ///
+    /// # Errors
+    /// [`Error::WorkerLost`] if the system gives no thread.
+    pub fn metered(
+        config: SchedulerConfig,
+        ranks: impl StepRunner,
+        meter: BackboneMeter,
+    ) -> Result<Self> {
         let (messages, inbox) = sync_mpsc::channel();
         let scheduler = Scheduler::new(config);
         let load = Arc::new(Mutex::new(measure(&scheduler, 0, 0.0)));
@@ -98,6 +115,7 @@ impl LocalBackbone {
             clients: HashMap::new(),
             load,
             pace: Pace::default(),
+            meter,
         };
         let thread = std::thread::Builder::new()
             .name("backbone".into())
@@ -181,6 +199,7 @@ struct Client {
     /// Frames that the channel has no room for yet, at most one an output.
     pending: Vec<TokenFrame>,
     unfinished: usize,
+    meter: JobMeter,
 }
 
 impl Client {
@@ -216,6 +235,7 @@ impl Client {
 
     /// Hands over what the channel takes, then `error`.
     fn fail(mut self, error: Error) {
+        self.meter.failed(&error);
         self.flush();
         self.last.send(Err(error));
     }
@@ -248,6 +268,7 @@ struct Service<R> {
     clients: HashMap<RequestId, Client>,
     load: Arc<Mutex<Load>>,
     pace: Pace,
+    meter: BackboneMeter,
 }
 
 impl<R: StepRunner> Service<R> {
@@ -301,15 +322,20 @@ impl<R: StepRunner> Service<R> {
         let Ok(last) = frames.clone().try_reserve_owned() else {
             return; // The caller is gone already.
         };
-        let client = Client {
-            frames,
-            last,
-            pending: vec![],
-            unfinished: job.outputs.len(),
-        };
+        let outputs = job.outputs.len();
         let answer = self.scheduler.submit(request(id, job));
-        if answer.is_ok() {
-            self.clients.insert(id, client);
+        match &answer {
+            Ok(()) => {
+                let client = Client {
+                    frames,
+                    last,
+                    pending: vec![],
+                    unfinished: outputs,
+                    meter: self.meter.job(),
+                };
+                self.clients.insert(id, client);
+            }
+            Err(error) => self.meter.refused(error),
         }
         if accepted.send(answer).is_err() {
             self.scheduler.cancel(id);
@@ -355,6 +381,7 @@ impl<R: StepRunner> Service<R> {
                 let Some(client) = self.clients.get_mut(&request) else {
                     return;
                 };
+                client.meter.token();
                 let frame = client.frame(output, n);
                 frame.tokens.push(token);
                 frame.log_probs.extend(log_prob);
@@ -368,6 +395,9 @@ impl<R: StepRunner> Service<R> {
                     return;
                 };
                 client.unfinished -= 1;
+                if client.unfinished == 0 {
+                    client.meter.done();
+                }
                 client.frame(output, 0).finished = Some(reason);
             }
             Event::Aborted { request, reason } => {

@@ -26,8 +26,14 @@ pub struct Metrics {
     pub seconds: Histogram,
     /// From the arrival of a request to its start.
     pub queue_seconds: Histogram,
+    /// From a job's routing to a group to its first token, retries included.
+    pub first_token_seconds: Histogram,
     /// Pictures delivered.
     pub images: Counter,
+    /// Tokens received from groups, each once.
+    pub tokens: Counter,
+    /// Whether etcd is there.
+    pub etcd_connected: Gauge,
     retries: Family<StageLabel, Counter>,
     ready: Family<StageLabel, Gauge>,
 }
@@ -57,7 +63,10 @@ impl Default for Metrics {
             queued: Gauge::default(),
             seconds: seconds(),
             queue_seconds: seconds(),
+            first_token_seconds: seconds(),
             images: Counter::default(),
+            tokens: Counter::default(),
+            etcd_connected: Gauge::default(),
             retries: Family::default(),
             ready: Family::default(),
         }
@@ -89,7 +98,22 @@ impl Metrics {
             "Time from a request's arrival to its start",
             new.queue_seconds.clone(),
         );
+        registry.register(
+            "first_token_seconds",
+            "Time from a job's routing to its first token",
+            new.first_token_seconds.clone(),
+        );
         registry.register("images", "Pictures delivered", new.images.clone());
+        registry.register(
+            "tokens",
+            "Tokens received from groups, replays left out",
+            new.tokens.clone(),
+        );
+        registry.register(
+            "etcd_connected",
+            "Whether etcd tells of changes as they come",
+            new.etcd_connected.clone(),
+        );
         registry.register(
             "retries",
             "Attempts that failed and were followed by another, by stage",
@@ -164,6 +188,8 @@ mod tests {
             r#"xomni_request_seconds_bucket{le="0.5"} 1"#,
             "xomni_requests_in_flight 0",
             "xomni_queue_requests 0",
+            "xomni_tokens_total 0",
+            "xomni_etcd_connected 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }

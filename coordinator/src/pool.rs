@@ -88,14 +88,29 @@ struct Attempt {
 #[derive(Debug, Default)]
 struct Refusals {
     by: Vec<Life>,
-    last: Option<Error>,
+    /// That of the worker which will have room first, as far as they say.
+    soonest: Option<Error>,
+}
+
+/// When a refused job may come back; those that do not say come last.
+fn retry_after(refusal: &Error) -> Duration {
+    match refusal {
+        Error::Capacity {
+            retry_after: Some(after),
+            ..
+        } => *after,
+        _ => Duration::MAX,
+    }
 }
 
 impl Refusals {
     fn note(&mut self, attempt: Attempt, error: Error) {
         telemetry::fail(&attempt.span, &error);
         self.by.push(attempt.assignment.life().clone());
-        self.last = Some(error);
+        let sooner = |soonest: &Error| retry_after(&error) < retry_after(soonest);
+        if self.soonest.as_ref().is_none_or(sooner) {
+            self.soonest = Some(error);
+        }
     }
 }
 
@@ -103,7 +118,7 @@ impl<C: Connect> Pool<C> {
     /// Gives the job to a worker, waiting for one.
     ///
     /// # Errors
-    /// The last refusal, if everyone has refused a job that `may_be_refused`.
+    /// The refusal that ends first, if everyone has refused a job that `may_be_refused`.
     async fn assign(
         &self,
         stage: Stage,
@@ -119,15 +134,15 @@ impl<C: Connect> Pool<C> {
                 fingerprint,
                 refused: &refusals.by,
             };
-            let Some(last) = refusals.last.take() else {
+            let Some(soonest) = refusals.soonest.take() else {
                 return Ok(self.router.assign(need, work).await);
             };
             if let Some(assignment) = self.router.try_assign(need, work) {
-                refusals.last = Some(last);
+                refusals.soonest = Some(soonest);
                 return Ok(assignment);
             }
             if may_be_refused {
-                return Err(last);
+                return Err(soonest);
             }
             refusals.by.clear();
             tokio::time::sleep(FULL).await;

@@ -1,10 +1,8 @@
 //! A coordinator as a process: from its arguments to its last answer.
 
-use std::{io::Write, net::SocketAddr};
-
 use xomni_engine::Result;
 use xomni_worker::{
-    process::{self, Listener, Signals, die_with_parent},
+    process::{self, Listener, Signals, announce, die_with_parent},
     telemetry::Telemetry,
 };
 
@@ -28,6 +26,7 @@ pub async fn run(config: Config) -> Result<()> {
     let cluster = config.cluster()?;
     let listener = Listener::bind(config.listen).await?;
     announce(
+        "coordinator",
         listener.address(),
         metrics.as_ref().map(process::Metrics::address),
     );
@@ -36,15 +35,4 @@ pub async fn run(config: Config) -> Result<()> {
         tracing::info!(signal, "ends");
     };
     server::serve(setup, listener, cluster.watch_workers(), signalled).await
-}
-
-/// The one line on standard output: where it is called, and where its metrics are.
-fn announce(address: SocketAddr, metrics: Option<SocketAddr>) {
-    let metrics = metrics.map(|address| format!(", metrics at http://{address}/metrics"));
-    // Who closed the output does not want to know.
-    let _ = writeln!(
-        std::io::stdout(),
-        "coordinator ready at {address}{}",
-        metrics.unwrap_or_default()
-    );
 }

@@ -159,6 +159,8 @@ async fn follow(
         let workers = membership.borrow_and_update().clone();
         router.update(workers.workers());
         observer.see(&workers);
+        let connected = i64::from(workers.is_current());
+        setup.metrics.etcd_connected.set(connected);
         let stages = [Stage::Backbone, Stage::Decoder];
         let ready = stages.map(|stage| router.ready(stage, &setup.model));
         for (stage, ready) in stages.into_iter().zip(ready) {

@@ -89,6 +89,11 @@ impl Process {
         }
     }
 
+    /// Its number in the system.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it wrote so far.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -18,7 +18,7 @@ use xomni_engine::{
     sampling::SamplingParams,
     schedule::{Mode, OutputSpec},
 };
-use xomni_tests::{etcd::Etcd, golden::Fixture, worker::Worker};
+use xomni_tests::{etcd::Etcd, golden::Fixture, process::Process};
 use xomni_worker::{
     api::{Backbone, GenerateJob},
     client::{Calls, RemoteBackbone, Target},
@@ -57,36 +57,30 @@ impl Scene {
         }
     }
 
-    /// A process with `ranks` ranks from `first` on of a group of `size`.
-    fn worker(&self, group: &str, first: usize, ranks: usize, size: usize) -> Worker {
+    /// A process with `ranks` ranks from `first` on of a group of `size`, which is ready.
+    fn worker(&self, group: &str, first: usize, ranks: usize, size: usize) -> Process {
         let endpoints = self.etcd.endpoints().join(",");
         let (first, ranks, size) = (first.to_string(), ranks.to_string(), size.to_string());
-        let log = self.logs.path().join(format!("{group}-{first}.log"));
         let model = self.model.to_str().expect("UTF-8");
-        Worker::start(
-            &log,
-            &[
-                "backbone",
-                "--model",
-                model,
-                "--etcd",
-                &endpoints,
-                "--cluster",
-                "test",
-                "--group",
-                group,
-                "--first-rank",
-                &first,
-                "--ranks",
-                &ranks,
-                "--tp",
-                &size,
-                "--kv-memory",
-                "64",
-                "--drain",
-                "20",
-            ],
-        )
+        let common = ["--model", model, "--etcd", &endpoints, "--cluster", "test"];
+        let place = ["--group", group, "--first-rank", &first, "--ranks", &ranks];
+        let limits = ["--tp", &size, "--kv-memory", "64", "--drain", "20"];
+        let arguments = [
+            &["backbone", "--die-with-parent"],
+            &common[..],
+            &place,
+            &limits,
+        ]
+        .concat();
+        let mut process = Process::start(
+            &format!("{group} {first}"),
+            "xomni-worker",
+            &arguments,
+            &[("RAYON_NUM_THREADS", "2")],
+            self.logs.path(),
+        );
+        process.wait_for_line("backbone ready at ");
+        process
     }
 
     /// Waits until the record of a group's leader is as wanted.
@@ -338,6 +332,6 @@ async fn a_group_finishes_its_work_before_a_process_of_it_stops() {
         let (tokens, ended) = running.await.expect("no panic");
         ended.expect("finished");
         assert!(tokens.iter().all(|tokens| tokens.len() == 1500));
-        assert!(stops.wait(), "ended well");
+        assert!(stops.wait().success(), "ended well");
     }
 }

@@ -3,7 +3,10 @@
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
 use serde_json::json;
-use xomni_tests::process::{Process, binary};
+use xomni_tests::{
+    metrics::Metrics,
+    process::{Process, binary, wait_for},
+};
 
 fn generate(folder: &Path, name: &str, more: &[&str]) -> Vec<u8> {
     let output = Command::new(binary("xomni"))
@@ -49,6 +52,26 @@ fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
     let mut up = Process::start("up", "xomni", &arguments, &[], folder.path());
     up.wait_for_line(&format!("ready: {address}"));
 
+    let output = up.output();
+    let metrics = output.lines().filter_map(|line| {
+        let (name, url) = line.strip_prefix("  ")?.split_once(": ")?;
+        Some((name.to_owned(), Metrics::read(url).expect("metrics")))
+    });
+    let metrics: Vec<_> = metrics.collect();
+    let names: Vec<_> = metrics.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "etcd",
+        "coordinator",
+        "group 0 rank 0",
+        "group 0 rank 1",
+        "decoder 0",
+        "decoder 1",
+    ];
+    assert_eq!(names, expected);
+    for (name, metrics) in &metrics[2..4] {
+        assert_eq!(metrics.get("xomni_backbone_ready"), 1.0, "{name}");
+    }
+
     let drawn = generate(folder.path(), "server.png", &["--server", &address]);
     assert!(drawn == generate(folder.path(), "local.png", &[]));
 
@@ -73,6 +96,49 @@ fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
     assert!(up.wait().success(), "{}", up.output());
     let again = TcpListener::bind(&address);
     assert!(again.is_ok(), "the coordinator is gone: {again:?}");
+}
+
+/// Processes that `parent` has started and that run.
+fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.parse::<u32>().ok()
+    });
+    processes
+        .filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent))
+        .collect()
+}
+
+/// State and parent of a process.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before the last parenthesis may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.to_owned();
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_outlives_a_killed_parent() {
+    let folder = tempfile::tempdir().expect("folder");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let address = free.expect("a free port").to_string();
+    let arguments = ["up", "--listen", &address];
+    let mut up = Process::start("up", "xomni", &arguments, &[], folder.path());
+    up.wait_for_line(&format!("ready: {address}"));
+    let started = children(up.id());
+    assert_eq!(
+        started.len(),
+        4,
+        "etcd, coordinator, rank, decoder: {started:?}"
+    );
+    up.kill();
+    wait_for("the end of all children", || {
+        // One that has ended may wait for whoever is its parent now.
+        let ended = |pid: &u32| stat(*pid).is_none_or(|(state, _)| state == "Z");
+        started.iter().all(ended).then_some(())
+    });
 }
 
 #[test]

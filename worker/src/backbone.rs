@@ -1,5 +1,6 @@
 //! A backbone on a thread of this process: continuous batching over a group of ranks.
 
+mod meter;
 mod spans;
 
 use std::{
@@ -18,8 +19,11 @@ use xomni_engine::{
     schedule::{AbortReason, Event, Request, RequestId, Scheduler, SchedulerConfig, Step},
 };
 
-use self::spans::JobSpans;
-pub use self::spans::{OutputId, TracedOutput, Traces};
+use self::{meter::JobMeter, spans::JobSpans};
+pub use self::{
+    meter::{BackboneMeter, Outcome},
+    spans::{OutputId, TracedOutput, Traces},
+};
 use crate::api::{Backbone, GenerateJob, JobStream, TokenFrame, worker_gone};
 
 /// Frames that a slow reader may leave unread before they are merged on this side.
@@ -99,6 +103,18 @@ impl LocalBackbone {
     /// # Errors
     /// [`Error::WorkerLost`] if the system gives no thread.
     pub fn start(config: SchedulerConfig, ranks: impl StepRunner) -> Result<Self> {
+        Self::metered(config, ranks, BackboneMeter::default())
+    }
+
+    /// Starts the thread, whose jobs `meter` counts.
+    ///
+    /// # Errors
+    /// [`Error::WorkerLost`] if the system gives no thread.
+    pub fn metered(
+        config: SchedulerConfig,
+        ranks: impl StepRunner,
+        meter: BackboneMeter,
+    ) -> Result<Self> {
         let (messages, inbox) = sync_mpsc::channel();
         let scheduler = Scheduler::new(config);
         let load = Arc::new(Mutex::new(measure(&scheduler, 0, 0.0)));
@@ -114,6 +130,7 @@ impl LocalBackbone {
             clients: HashMap::new(),
             load,
             pace: Pace::default(),
+            meter,
         };
         let thread = std::thread::Builder::new()
             .name("backbone".into())
@@ -199,6 +216,7 @@ struct Client {
     pending: Vec<TokenFrame>,
     unfinished: usize,
     spans: JobSpans,
+    meter: JobMeter,
 }
 
 impl Client {
@@ -234,6 +252,7 @@ impl Client {
 
     /// Hands over what the channel takes, then `error`.
     fn fail(mut self, error: Error) {
+        self.meter.failed(&error);
         self.flush();
         self.last.send(Err(error));
     }
@@ -266,6 +285,7 @@ struct Service<R> {
     clients: HashMap<RequestId, Client>,
     load: Arc<Mutex<Load>>,
     pace: Pace,
+    meter: BackboneMeter,
 }
 
 impl<R: StepRunner> Service<R> {
@@ -320,16 +340,22 @@ impl<R: StepRunner> Service<R> {
         let Ok(last) = frames.clone().try_reserve_owned() else {
             return; // The caller is gone already.
         };
-        let client = Client {
-            frames,
-            last,
-            pending: vec![],
-            unfinished: job.outputs.len(),
-            spans: JobSpans::new(id, span, &job.outputs),
-        };
+        let outputs = job.outputs.len();
+        let spans = JobSpans::new(id, span, &job.outputs);
         let answer = self.scheduler.submit(request(id, job));
-        if answer.is_ok() {
-            self.clients.insert(id, client);
+        match &answer {
+            Ok(()) => {
+                let client = Client {
+                    frames,
+                    last,
+                    pending: vec![],
+                    unfinished: outputs,
+                    spans,
+                    meter: self.meter.job(),
+                };
+                self.clients.insert(id, client);
+            }
+            Err(error) => self.meter.refused(error),
         }
         if accepted.send(answer).is_err() {
             self.scheduler.cancel(id);
@@ -391,6 +417,7 @@ impl<R: StepRunner> Service<R> {
                     return;
                 };
                 client.spans.drawn(output);
+                client.meter.token();
                 let frame = client.frame(output, n);
                 frame.tokens.push(token);
                 frame.log_probs.extend(log_prob);
@@ -405,6 +432,9 @@ impl<R: StepRunner> Service<R> {
                 };
                 client.unfinished -= 1;
                 client.spans.finished(output, traces);
+                if client.unfinished == 0 {
+                    client.meter.done();
+                }
                 client.frame(output, 0).finished = Some(reason);
             }
             Event::Aborted { request, reason } => {

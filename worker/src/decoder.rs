@@ -111,10 +111,14 @@ impl<O: ImageOps> LocalDecoder<O> {
                 .await
                 .map_err(|_| worker_gone("decoder"));
         }
-        places.try_acquire_owned().map_err(|_| Error::Capacity {
-            what: "decoder queue",
-            limit: format!("{} pictures", self.max_places - 1),
-            needed: format!("{} denoising steps are ahead", self.meter.backlog()),
+        places.try_acquire_owned().map_err(|_| {
+            self.meter.rejected();
+            Error::Capacity {
+                what: "decoder queue",
+                limit: format!("{} pictures", self.max_places - 1),
+                needed: format!("{} denoising steps are ahead", self.meter.backlog()),
+                retry_after: None,
+            }
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod backbone;
 pub mod client;
 pub mod convert;
 pub mod decoder;
+pub mod fingerprint;
 pub mod group;
 pub mod local;
 pub mod process;

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    net::SocketAddr,
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -30,6 +31,15 @@ pub struct Spec {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// Where it shows its metrics.
+    pub metrics: SocketAddr,
+}
+
+impl Spec {
+    /// Where its metrics are, in a line.
+    pub fn metrics_line(&self) -> String {
+        format!("{}: http://{}/metrics", self.name, self.metrics)
+    }
 }
 
 /// Runs `spec` until `ended` turns true, restarting it whenever it dies.

@@ -1,10 +1,11 @@
 //! `xomni up`: a whole cluster on this machine.
 
 pub mod child;
+mod ports;
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,7 +17,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::child::{Spec, supervise};
+pub use self::ports::free_port;
+use self::{
+    child::{Spec, supervise},
+    ports::FreePorts,
+};
 use crate::{client, error::CliError, model::ModelArguments};
 
 /// Between two looks at whether the cluster serves.
@@ -55,13 +60,16 @@ impl Up {
         let data = tempfile::tempdir().map_err(CliError::file(std::env::temp_dir()))?;
         let program = std::env::current_exe().map_err(CliError::file("xomni"))?;
         let mut specs = Vec::new();
+        let mut ports = FreePorts::default();
         let mut etcd = self.etcd.clone();
         if etcd.is_empty() {
-            let (client, peer) = (free_port()?, free_port()?);
+            let (client, peer) = (ports.next()?, ports.next()?);
             specs.push(etcd_spec(data.path().to_owned(), client, peer));
             etcd.push(format!("127.0.0.1:{client}"));
         }
-        specs.extend(self.specs(&program, &etcd.join(",")));
+        specs.extend(self.specs(&program, &etcd.join(","), &mut ports)?);
+        drop(ports);
+        let metrics: Vec<_> = specs.iter().map(Spec::metrics_line).collect();
 
         let (ended, end) = watch::channel(false);
         let mut children = JoinSet::new();
@@ -70,6 +78,10 @@ impl Up {
         }
         tokio::select! {
             () = serving(self.listen) => {
+                println!("metrics:");
+                for line in metrics {
+                    println!("  {line}");
+                }
                 println!("ready: {} (Ctrl-C ends everything)", self.listen);
                 interrupted().await;
             }
@@ -102,9 +114,14 @@ impl Up {
     }
 
     /// The coordinator, one process a rank, and the decoders.
-    fn specs(&self, program: &Path, etcd: &str) -> Vec<Spec> {
+    fn specs(
+        &self,
+        program: &Path,
+        etcd: &str,
+        ports: &mut FreePorts,
+    ) -> Result<Vec<Spec>, CliError> {
         let (model, flux) = self.model.directories();
-        let spec = |name: String, own: &[OsString]| {
+        let mut spec = |name: String, own: &[OsString]| {
             let common = [
                 "--cluster".into(),
                 self.cluster.clone().into(),
@@ -114,18 +131,21 @@ impl Up {
             arguments.extend(common);
             arguments.extend([etcd.into(), "--die-with-parent".into()]);
             arguments.extend(["--model".into(), model.clone().into_os_string()]);
-            Spec {
+            let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.next()?));
+            arguments.extend(["--metrics".into(), metrics.to_string().into()]);
+            Ok::<_, CliError>(Spec {
                 name,
                 program: program.to_owned(),
                 arguments,
-            }
+                metrics,
+            })
         };
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         let listen = self.listen.to_string();
         let mut specs = vec![spec(
             "coordinator".into(),
             &words(&["coordinator", "--listen", &listen]),
-        )];
+        )?];
         let weights = self.model.weights.to_string();
         for group in 0..self.groups {
             for rank in 0..self.tp {
@@ -144,20 +164,21 @@ impl Up {
                     "--weights",
                     &weights,
                 ]);
-                specs.push(spec(format!("group {group} rank {rank}"), &own));
+                specs.push(spec(format!("group {group} rank {rank}"), &own)?);
             }
         }
         for decoder in 0..self.decoders {
             let mut own = words(&["worker", "decoder", "--weights", &weights, "--flux"]);
             own.push(flux.clone().into_os_string());
-            specs.push(spec(format!("decoder {decoder}"), &own));
+            specs.push(spec(format!("decoder {decoder}"), &own)?);
         }
-        specs
+        Ok(specs)
     }
 }
 
 /// An etcd of a cluster of this process alone, which ends with it.
 pub fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
+    let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
     let client = format!("http://127.0.0.1:{client}");
     let peer = format!("http://127.0.0.1:{peer}");
     let mut arguments: Vec<OsString> = ["--pdeathsig", "TERM", "etcd", "--data-dir"]
@@ -179,16 +200,8 @@ pub fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
         name: "etcd".into(),
         program: "setpriv".into(),
         arguments,
+        metrics,
     }
-}
-
-/// A port of the loopback that is free now.
-pub fn free_port() -> Result<u16, CliError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let address = listener.and_then(|listener| listener.local_addr());
-    address
-        .map(|address| address.port())
-        .map_err(CliError::file("127.0.0.1:0"))
 }
 
 /// Ends when the coordinator says that it has a backbone and a decoder.

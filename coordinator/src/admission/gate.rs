@@ -71,6 +71,7 @@ impl Gate {
                     what: "request queue",
                     limit: format!("{} requests", self.shared.bounds.queue),
                     needed: format!("one more, of {cost} tokens"),
+                    retry_after: None,
                 });
             }
         };

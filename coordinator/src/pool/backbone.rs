@@ -1,6 +1,6 @@
 //! All backbone groups of a model as one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 use tracing::{Instrument, field};
@@ -40,6 +40,7 @@ where
         let deadline = job.deadline;
         let mut drive = Drive {
             attempts: Attempts::new(job, self.pool.attempts),
+            arrived: Instant::now(),
             pool: self.pool.clone(),
         };
         let running = within(deadline, drive.start()).await?;
@@ -51,6 +52,7 @@ where
 /// A job on its way through its attempts.
 struct Drive<C> {
     attempts: Attempts,
+    arrived: Instant,
     pool: Arc<Pool<C>>,
 }
 
@@ -128,8 +130,15 @@ where
             frame = running.frames.next() => frame?.ok_or_else(ended_early)?,
             () = assignment.lost() => return Err(left(assignment)),
         };
+        let first = !self.attempts.has_begun();
         let new = self.attempts.on_frame(frame)?;
         let tokens = new.as_ref().map_or(0, |frame| frame.tokens.len());
+        let metrics = &self.pool.metrics;
+        metrics.tokens.inc_by(tokens as u64);
+        if first && self.attempts.has_begun() {
+            let waited = self.arrived.elapsed().as_secs_f64();
+            metrics.first_token_seconds.observe(waited);
+        }
         let rows = self.attempts.rows_per_token() * tokens as u64;
         assignment.advance(rows);
         Ok(new)

@@ -59,6 +59,7 @@ impl Flaky {
                 what: "queue",
                 limit: "0".into(),
                 needed: "1".into(),
+                retry_after: None,
             }),
             other => Ok(other),
         }

@@ -1,6 +1,9 @@
 //! The one error type of the engine.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What every fallible function of the engine returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,6 +60,8 @@ pub enum Error {
         limit: String,
         /// How much this request needs.
         needed: String,
+        /// When to ask again, where that is known.
+        retry_after: Option<Duration>,
     },
 
     /// The request was cancelled by its owner.

@@ -34,13 +34,19 @@ pub enum Refusal {
     Unavailable(&'static str),
 }
 
-/// The status of a refusal; `retry_after` goes with [`Error::Capacity`].
+/// The status of a refusal. With [`Error::Capacity`] goes when to come back: `retry_after`, unless
+/// the error knows better.
 pub fn refused(refusal: Refusal, retry_after: Duration) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Job(error @ Error::Capacity { .. }) => {
-            let mut status = failed(&error);
-            let millis = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        Refusal::Job(
+            ref error @ Error::Capacity {
+                retry_after: known, ..
+            },
+        ) => {
+            let mut status = failed(error);
+            let wait = known.unwrap_or(retry_after);
+            let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             status.metadata_mut().insert(RETRY_AFTER, millis.into());
             status
         }
@@ -63,6 +69,7 @@ pub fn failed(error: &Error) -> Status {
             what,
             limit,
             needed,
+            ..
         } => detailed(Code::ResourceExhausted, error, [what, limit, needed]),
         Error::Cancelled => Status::cancelled(error.to_string()),
         Error::DeadlineExceeded => Status::deadline_exceeded(error.to_string()),
@@ -101,6 +108,7 @@ pub fn error(status: &Status) -> Error {
                     .unwrap_or("worker"),
                 limit: limit.unwrap_or_else(|| public(status)),
                 needed: needed.unwrap_or_else(|| "more".into()),
+                retry_after: retry_after(status.metadata()),
             }
         }
         Code::Cancelled if !broken => Error::Cancelled,
@@ -127,6 +135,12 @@ pub fn error(status: &Status) -> Error {
             Error::worker_lost("worker", format!("{:?}: {}", status.code(), public(status)))
         }
     }
+}
+
+/// When a worker without room says to come back.
+fn retry_after(metadata: &MetadataMap) -> Option<Duration> {
+    let millis = metadata.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
 }
 
 /// Fields of requests, whose names are static in [`Error::BadInput`].

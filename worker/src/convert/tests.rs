@@ -306,6 +306,7 @@ fn errors_survive_the_wire() {
             what: "queue",
             limit: "8 requests".into(),
             needed: "40 rows are ahead".into(),
+            retry_after: None,
         },
         Error::Cancelled,
         Error::DeadlineExceeded,
@@ -419,12 +420,21 @@ fn a_full_worker_says_when_to_come_back() {
     assert_eq!(wait(&standing), 100);
     standing.load.rate = -1.0;
     assert_eq!(wait(&standing), 60_000);
-    let full = Error::Capacity {
+    let full = |retry_after| Error::Capacity {
         what: "queue",
         limit: String::new(),
         needed: String::new(),
+        retry_after,
     };
-    let status = status::refused(full.into(), std::time::Duration::from_secs(3));
+    let seconds = std::time::Duration::from_secs;
+    let status = status::refused(full(None).into(), seconds(3));
     let told = status.metadata().get(status::RETRY_AFTER).expect("told");
     assert_eq!(told, "3000");
+    let Error::Capacity { retry_after, .. } = status::error(&status) else {
+        panic!("{status:?}");
+    };
+    assert_eq!(retry_after, Some(seconds(3)), "its client knows");
+    let passed_on = status::refused(full(retry_after).into(), seconds(9));
+    let told = passed_on.metadata().get(status::RETRY_AFTER);
+    assert_eq!(told.expect("told"), "3000", "and tells who asked");
 }

@@ -206,13 +206,13 @@ impl<O: ImageOps> Desk<O> {
             image_index: job.job.image_index,
             steps: job.job.steps,
         };
-        let _running = self.meter.start();
+        let running = job.expected.start();
         let picture = caught(|| self.develop(job, &spec, &prompt));
         let picture = picture.and_then(|picture| {
             let part = info_span!(parent: &job.span, "png").entered();
             ended(&part, png::encode(&picture))
         });
-        self.meter.ended(&picture);
+        running.ended(&picture);
         job.end(picture.map(DecodeEvent::Png));
     }
 

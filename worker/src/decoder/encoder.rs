@@ -38,6 +38,7 @@ impl<O: ImageOps> Encoder for LocalEncoder<O> {
             what: "encoder queue",
             limit: format!("{} pictures", self.max_queue),
             needed: "one more".into(),
+            retry_after: None,
         };
         let place = self.places.clone().try_acquire_owned().map_err(full)?;
         let turn = self.turn.clone().acquire_owned().await.map_err(gone)?;

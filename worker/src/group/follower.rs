@@ -17,12 +17,13 @@ use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint},
 };
-use xomni_cluster::record::{EpochRecord, Load, WorkerState};
+use xomni_cluster::record::{EpochRecord, WorkerState};
 use xomni_engine::{Error, Result, parallel::NetAbort, schedule::Step};
 use xomni_proto::worker::{FollowerFrame, LeaderFrame, ranks_client::RanksClient};
 
 use super::{
     epoch::{FollowerAction, FollowerEpoch, Formation, Stage},
+    meter::Given,
     part::Part,
     plan::PlanReader,
     runner::{self, RanksEvent},
@@ -30,7 +31,6 @@ use super::{
     store::EpochStore,
     wire,
 };
-use crate::convert::Standing;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ impl<S: EpochStore> Follower<S> {
         let mut newest = self.store.watch_epoch(&self.part.group);
         let mut last = 0;
         loop {
-            self.stand(0, WorkerState::Forming);
+            self.part.stand(0, WorkerState::Forming);
             let record = tokio::select! {
                 record = newer(&mut newest, last) => record,
                 () = &mut stop => return,
@@ -88,16 +88,12 @@ impl<S: EpochStore> Follower<S> {
             };
             match end {
                 End::Stopped => return,
-                End::Lost(reason) => tracing::warn!(epoch = last, reason, "epoch lost"),
+                End::Lost(reason) => {
+                    self.part.meter.epoch_lost();
+                    tracing::warn!(epoch = last, reason, "epoch lost");
+                }
             }
         }
-    }
-
-    fn stand(&self, epoch: u64, state: WorkerState) {
-        let load = Load::default();
-        self.part
-            .standing
-            .send_replace(Standing { epoch, state, load });
     }
 }
 
@@ -167,17 +163,11 @@ impl<S: EpochStore> Follower<S> {
         newest: &mut watch::Receiver<Option<EpochRecord>>,
         mut stop: Pin<&mut (impl Future<Output = ()> + Send)>,
     ) -> End {
-        let joined = self.part.epoch(record).and_then(|id| {
-            let member = self.part.member();
-            let (member, listeners) =
-                member.map_err(|error| Error::GroupLost(format!("no port: {error}")))?;
-            Ok((id, member, listeners))
-        });
-        let (id, member, listeners) = match joined {
+        let (id, member, listeners) = match self.part.join(record) {
             Ok(joined) => joined,
             Err(error) => return End::Lost(error.to_string()),
         };
-        self.stand(id.number, WorkerState::Forming);
+        self.part.stand(id.number, WorkerState::Forming);
         let Call {
             outgoing,
             mut incoming,
@@ -214,7 +204,7 @@ impl<S: EpochStore> Follower<S> {
                 }
                 () = &mut stop, if overdue.is_none() => {
                     overdue = Some(now + self.drain);
-                    self.stand(record.number, WorkerState::Draining);
+                    self.part.stand(record.number, WorkerState::Draining);
                     life.epoch.drain(now);
                 }
                 Ok(()) = newest.changed() => {
@@ -235,9 +225,9 @@ impl<S: EpochStore> Follower<S> {
     }
 }
 
-/// Collects what the ranks of this process draw, a step for every message it is sent.
+/// Collects what the ranks of this process draw, for every step that they were given.
 struct Collector {
-    submitted: mpsc::UnboundedSender<()>,
+    submitted: mpsc::UnboundedSender<Given>,
     thread: JoinHandle<()>,
 }
 
@@ -330,6 +320,7 @@ impl Life {
     }
 
     fn run(&mut self, step: &Arc<Step>) {
+        let given = Given::now(step);
         if let Err(error) = self.part.ranks.submit(step) {
             return self.epoch.leave(&error.to_string());
         }
@@ -337,7 +328,7 @@ impl Life {
         let collector = self
             .collector
             .get_or_insert_with(|| Collector::start(part.clone(), events.clone()));
-        if collector.submitted.send(()).is_err() {
+        if collector.submitted.send(given).is_err() {
             self.epoch.leave("the ranks run nothing more");
         }
     }
@@ -360,12 +351,16 @@ impl Collector {
     fn start(part: Arc<Part>, events: mpsc::Sender<RanksEvent>) -> Self {
         let (submitted, mut steps) = mpsc::unbounded_channel();
         let thread = tokio::task::spawn_blocking(move || {
-            while let Some(()) = steps.blocking_recv() {
+            let mut timer = part.timer();
+            while let Some(given) = steps.blocking_recv() {
                 let event = match part.ranks.collect() {
-                    Ok(output) => RanksEvent::Ran {
-                        step: output.step,
-                        hash: runner::hash(&output),
-                    },
+                    Ok(output) => {
+                        timer.done(&given, &output);
+                        RanksEvent::Ran {
+                            step: output.step,
+                            hash: runner::hash(&output),
+                        }
+                    }
                     Err(error) => RanksEvent::Failed(error.to_string()),
                 };
                 let failed = matches!(event, RanksEvent::Failed(_));

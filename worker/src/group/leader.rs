@@ -3,6 +3,7 @@
 mod peers;
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
@@ -25,7 +26,7 @@ use super::{
     store::EpochStore,
 };
 use crate::{
-    backbone::{BackboneHandle, LocalBackbone},
+    backbone::{BackboneHandle, BackboneMeter, LocalBackbone},
     convert::Standing,
 };
 
@@ -59,6 +60,8 @@ pub struct Leader<S> {
     pub serving: watch::Sender<Option<BackboneHandle>>,
     /// How long running jobs may take once the group drains.
     pub drain: Duration,
+    /// Counts the jobs.
+    pub meter: BackboneMeter,
     /// Connections of followers.
     pub arrivals: mpsc::Receiver<Arrival>,
 }
@@ -100,7 +103,7 @@ impl<S: EpochStore> Leader<S> {
         let mut stop = pin!(stop);
         let mut newest = self.store.watch_epoch(&self.part.group);
         loop {
-            self.stand(0, WorkerState::Forming);
+            self.part.stand(0, WorkerState::Forming);
             let record = tokio::select! {
                 record = self.take_epoch() => record,
                 () = &mut stop => return Ok(()),
@@ -108,7 +111,10 @@ impl<S: EpochStore> Leader<S> {
             let number = record.number;
             match self.lead(&record, &mut newest, stop.as_mut()).await {
                 End::Stopped => return Ok(()),
-                End::Lost(reason) => tracing::warn!(epoch = number, reason, "epoch lost"),
+                End::Lost(reason) => {
+                    self.part.meter.epoch_lost();
+                    tracing::warn!(epoch = number, reason, "epoch lost");
+                }
                 End::Superseded(by) => {
                     let EpochRecord { number, leader, .. } = by;
                     let reason = format!("{leader} leads it since epoch {number}");
@@ -134,13 +140,6 @@ impl<S: EpochStore> Leader<S> {
         }
     }
 
-    fn stand(&self, epoch: u64, state: WorkerState) {
-        let load = Load::default();
-        self.part
-            .standing
-            .send_replace(Standing { epoch, state, load });
-    }
-
     /// One epoch, from its record to its end. Nothing of it is left then but the ranks' weights.
     async fn lead(
         &mut self,
@@ -148,17 +147,11 @@ impl<S: EpochStore> Leader<S> {
         newest: &mut watch::Receiver<Option<EpochRecord>>,
         mut stop: Pin<&mut (impl Future<Output = ()> + Send)>,
     ) -> End {
-        let joined = self.part.epoch(record).and_then(|id| {
-            let member = self.part.member();
-            let (member, listeners) =
-                member.map_err(|error| Error::GroupLost(format!("no port: {error}")))?;
-            Ok((id, member, listeners))
-        });
-        let (id, member, listeners) = match joined {
+        let (id, member, listeners) = match self.part.join(record) {
             Ok(joined) => joined,
             Err(error) => return End::Lost(error.to_string()),
         };
-        self.stand(id.number, WorkerState::Forming);
+        self.part.stand(id.number, WorkerState::Forming);
         let (sender, mut events) = mpsc::channel(EVENTS);
         let mut life = Life {
             epoch: LeaderEpoch::new(id, member, Instant::now()),
@@ -219,7 +212,8 @@ impl<S: EpochStore> Leader<S> {
                     // First of all, so that nothing waits for what will not come.
                     life.abort.abort();
                     self.serving.send_replace(None);
-                    self.stand(life.epoch.id().number, WorkerState::Forming);
+                    self.part
+                        .stand(life.epoch.id().number, WorkerState::Forming);
                     return Some(reason);
                 }
             }
@@ -237,8 +231,10 @@ impl<S: EpochStore> Leader<S> {
             spans: self.part.spans(),
             events: life.events.clone(),
             abort: life.abort.clone(),
+            timer: self.part.timer(),
+            given: VecDeque::new(),
         };
-        match LocalBackbone::start(config, runner) {
+        match LocalBackbone::metered(config, runner, self.meter.clone()) {
             Ok(backbone) => {
                 let epoch = life.epoch.id().number;
                 tracing::info!(epoch, blocks, "group ready");

@@ -3,9 +3,9 @@
 //! [`plan`]. [`serving`] is what the rest of a leading process sees.
 
 pub mod epoch;
-pub mod fingerprint;
 pub mod follower;
 pub mod leader;
+mod meter;
 pub mod part;
 pub mod plan;
 mod runner;
@@ -17,6 +17,7 @@ mod wire;
 
 pub use follower::Follower;
 pub use leader::{Leader, ranks_service};
+pub use meter::GroupMeter;
 pub use part::Part;
 pub use serving::GroupBackbone;
 pub use store::{EpochStore, LoneStore};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use xomni_cluster::record::EpochRecord;
+use xomni_cluster::record::{EpochRecord, Load, WorkerState};
 use xomni_engine::{
     Error, Result,
     group::{Connection, ThreadGroup},
@@ -17,6 +17,7 @@ use xomni_proto::PROTOCOL_VERSION;
 
 use super::{
     epoch::{EpochId, Formation, Member, STEP},
+    meter::{GroupMeter, StepTimer},
     plan::PlanLimits,
     spans::RankSpans,
 };
@@ -39,13 +40,31 @@ pub struct Part {
     pub listen: IpAddr,
     /// Host under which other ranks reach that address.
     pub host: String,
+    /// What they count.
+    pub meter: GroupMeter,
     /// How the process stands, for whoever asks.
     pub standing: watch::Sender<Standing>,
 }
 
 impl Part {
-    /// This process as a member of an epoch, and a listener for each of its ranks.
-    pub(super) fn member(&self) -> io::Result<(Member, Vec<TcpListener>)> {
+    /// The epoch of a record, this process as a member of it, and a listener for each of its ranks.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a group of another size, [`Error::GroupLost`] without a port.
+    pub(super) fn join(&self, record: &EpochRecord) -> Result<(EpochId, Member, Vec<TcpListener>)> {
+        let id = self.epoch(record)?;
+        let no_port = |error| Error::GroupLost(format!("no port: {error}"));
+        let (member, listeners) = self.member().map_err(no_port)?;
+        Ok((id, member, listeners))
+    }
+
+    /// The process stands so from now on, and holds nothing.
+    pub(super) fn stand(&self, epoch: u64, state: WorkerState) {
+        let load = Load::default();
+        self.standing.send_replace(Standing { epoch, state, load });
+    }
+
+    fn member(&self) -> io::Result<(Member, Vec<TcpListener>)> {
         let ranks = self.ranks.ranks();
         let mut listeners = Vec::new();
         let mut collective = Vec::new();
@@ -104,6 +123,11 @@ impl Part {
         RankSpans::new(self.ranks.ranks(), self.limits.max_sequences)
     }
 
+    /// Times the steps of an epoch that begins.
+    pub(super) fn timer(&self) -> StepTimer {
+        StepTimer::new(self.meter.clone())
+    }
+
     /// The limits of plans where every member has room for `blocks` blocks.
     pub(super) fn plan_limits(&self, blocks: u32) -> PlanLimits {
         PlanLimits {
@@ -116,7 +140,7 @@ impl Part {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a group of another size.
-    pub(super) fn epoch(&self, record: &EpochRecord) -> Result<EpochId> {
+    fn epoch(&self, record: &EpochRecord) -> Result<EpochId> {
         if record.group_size != self.size {
             return Err(Error::Unsupported {
                 what: format!("group {:?} of {} ranks", self.group, record.group_size),

@@ -1,6 +1,6 @@
 //! The ranks of the leading process as the scheduler's service sees them in one epoch.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -11,7 +11,10 @@ use xomni_engine::{
     schedule::Step,
 };
 
-use super::spans::RankSpans;
+use super::{
+    meter::{Given, StepTimer},
+    spans::RankSpans,
+};
 use crate::backbone::{StepRunner, Traces};
 
 /// What the ranks of this process do, in order.
@@ -36,6 +39,9 @@ pub(super) struct EpochRunner<E> {
     pub spans: RankSpans,
     pub events: mpsc::Sender<E>,
     pub abort: NetAbort,
+    pub timer: StepTimer,
+    /// Steps that were submitted and not collected.
+    pub given: VecDeque<Given>,
 }
 
 impl<E: From<RanksEvent> + Send + 'static> EpochRunner<E> {
@@ -59,11 +65,15 @@ impl<E: From<RanksEvent> + Send + 'static> StepRunner for EpochRunner<E> {
 
     fn submit(&mut self, step: &Arc<Step>) -> Result<()> {
         self.tell(RanksEvent::Planned(step.clone()))?;
+        self.given.push_back(Given::now(step));
         self.ranks.submit(step)
     }
 
     fn collect(&mut self) -> Result<StepOutput> {
         let output = self.ranks.collect();
+        if let (Some(given), Ok(output)) = (self.given.pop_front(), &output) {
+            self.timer.done(&given, output);
+        }
         match &output {
             Ok(output) => self.tell(RanksEvent::Ran {
                 step: output.step,

@@ -26,43 +26,61 @@ pub struct Presence {
     record: WorkerRecord,
     standing: watch::Sender<Standing>,
     registration: Option<Registration>,
+    service: &'static str,
     health: HealthReporter,
 }
 
 impl Presence {
-    /// Registers a warm worker, in `cluster` if there is one, and returns its health service.
+    /// Registers a warm worker, in `cluster` if there is one, and returns its health service: that
+    /// of the process, and of the gRPC `service` by name.
     pub fn new(
         record: WorkerRecord,
         standing: watch::Sender<Standing>,
         cluster: Option<&Cluster>,
+        service: &'static str,
     ) -> (Self, HealthServer<impl Health>) {
-        let (health, service) = tonic_health::server::health_reporter();
+        let (health, server) = tonic_health::server::health_reporter();
         let registration = cluster.map(|cluster| cluster.register(record.clone()));
         let presence = Self {
             record,
             standing,
             registration,
+            service,
             health,
         };
-        (presence, service)
+        (presence, server)
     }
 
-    /// Refreshes the load every second and follows the standing, for as long as it is polled.
-    pub async fn keep(&self, load: impl Fn() -> Load) -> Infallible {
+    /// Follows the standing for as long as it is polled: a change of epoch or state is told at
+    /// once, the load every second.
+    pub async fn keep(&self) -> Infallible {
         let mut changes = self.standing.subscribe();
         let mut ticks = interval(REFRESH);
         loop {
-            self.standing.send_if_modified(|standing| {
-                standing.load = load();
-                false
-            });
-            let standing = *self.standing.borrow();
-            self.show(&standing).await;
+            let told = *self.standing.borrow();
+            self.show(&told).await;
+            let changed = |now: &Standing| (now.epoch, now.state) != (told.epoch, told.state);
             tokio::select! {
                 _ = ticks.tick() => {}
                 // The sender is here.
-                _ = changes.changed() => {}
+                _ = changes.wait_for(changed) => {}
             }
+        }
+    }
+
+    /// Like [`Presence::keep`], with the load that `load` measures.
+    pub async fn keep_measuring(&self, load: impl Fn() -> Load) -> Infallible {
+        let measure = async {
+            let mut ticks = interval(REFRESH);
+            loop {
+                self.standing.send_modify(|standing| standing.load = load());
+                ticks.tick().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            never = measure => never,
+            never = self.keep() => never,
         }
     }
 
@@ -71,7 +89,9 @@ impl Presence {
             WorkerState::Ready => ServingStatus::Serving,
             WorkerState::Forming | WorkerState::Draining => ServingStatus::NotServing,
         };
-        self.health.set_service_status("", status).await;
+        for service in ["", self.service] {
+            self.health.set_service_status(service, status).await;
+        }
         let Some(registration) = &self.registration else {
             return;
         };

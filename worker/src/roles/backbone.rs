@@ -3,18 +3,9 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot, watch},
-    time::{sleep, timeout},
-};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
-use tonic_health::{ServingStatus, server::HealthReporter};
-use xomni_cluster::{
-    Cluster,
-    record::{Load, Role, WorkerRecord, WorkerState},
-};
+use tokio::sync::{mpsc, watch};
+use tonic::service::Routes;
+use xomni_cluster::record::{Load, Role, WorkerRecord, WorkerState};
 use xomni_engine::{
     Error, Result,
     checkpoint::{Weights, XOmniConfig},
@@ -24,25 +15,25 @@ use xomni_engine::{
     schedule::SchedulerConfig,
     text::Tokenizer,
 };
-use xomni_proto::{PROTOCOL_VERSION, worker::ranks_server::RanksServer};
+use xomni_proto::{
+    PROTOCOL_VERSION,
+    worker::{backbone_server::SERVICE_NAME, ranks_server::RanksServer},
+};
 
 use super::arguments::{Common, worker_id};
 use crate::{
-    backbone::BackboneHandle,
+    backbone::{BackboneHandle, BackboneMeter},
     convert::{Identity, Standing},
+    fingerprint,
     group::{
-        EpochStore, Follower, GroupBackbone, Leader, LoneStore, Part, fingerprint::fingerprint,
-        leader::Arrival, ranks_service, sizes,
+        EpochStore, Follower, GroupBackbone, GroupMeter, Leader, LoneStore, Part, leader::Arrival,
+        ranks_service, sizes,
     },
-    process::{Signals, die_with_parent},
+    process::{Listener, Metrics, Presence, Signals, announce, die_with_parent, on_thread},
     serve::backbone_service,
     telemetry::Telemetry,
 };
 
-/// The service whose health is told.
-const SERVICE: &str = "xomni.worker.v1.Backbone";
-/// How often a changed load is told.
-const LOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long calls may take to notice that the process ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -108,87 +99,33 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         tracing::info!(signal, "ends");
     };
     let model = common.served_name()?;
-    let cluster = common.cluster()?;
-    let listener = TcpListener::bind(common.listen).await;
-    let listener = listener.map_err(|error| system(&common.listen.to_string(), &error))?;
-    let bound = listener
-        .local_addr()
-        .map_err(|error| system(&common.listen.to_string(), &error))?;
+    let listener = Listener::bind(common.listen).await?;
+    let bound = listener.address();
     let (host, address) = (common.host(bound)?, common.advertised(bound)?);
-
-    let standing = watch::Sender::new(Standing {
-        epoch: 0,
-        state: WorkerState::Forming,
-        load: Load::default(),
-    });
     let arguments = Arc::new(arguments);
-    let loading = {
-        let (arguments, standing) = (arguments.clone(), standing.clone());
-        tokio::task::spawn_blocking(move || load(&arguments, bound, host, standing))
+    let load = {
+        let arguments = arguments.clone();
+        on_thread("load", move || load(&arguments, bound, host))
     };
     // Signals end the process while it loads: there is nothing to finish yet.
     let mut stop = Box::pin(stop);
     let (part, scheduler) = tokio::select! {
-        loaded = loading => loaded.map_err(|_| Error::GroupLost("loading panicked".into()))??,
+        loaded = load => loaded?,
         () = &mut stop => return Ok(()),
     };
-
     let process = Process {
         id: worker_id("backbone"),
         model,
-        address: address.clone(),
+        address,
         part: Arc::new(part),
         scheduler,
         arguments,
     };
-    let (serving, served) = watch::channel(None);
-    let (ranks, arrivals) = ranks_service();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let backbone = backbone_service(Arc::new(GroupBackbone::new(served)), process.identity());
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .add_service(health_service)
-        .add_service(backbone)
-        .add_service(RanksServer::new(ranks));
-    let (close, closed) = oneshot::channel::<()>();
-    let server = tokio::spawn(
-        server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-            drop(closed.await)
-        }),
-    );
-    println!("listening on {address}");
-
-    let (told, telling) = oneshot::channel::<()>();
-    let teller = tokio::spawn(process.tell(cluster.clone(), standing.subscribe(), health, telling));
-    let result = match cluster {
-        Some(cluster) => process.take_part(cluster, serving, arrivals, stop).await,
-        None => {
-            let store = LoneStore::default();
-            process.take_part(store, serving, arrivals, stop).await
-        }
-    };
-    drop(told);
-    // The record goes with its lease if etcd does not answer.
-    let _ = timeout(CLOSING, teller).await;
-    drop(close);
-    let _ = timeout(CLOSING, server).await;
-    result
-}
-
-fn system(what: &str, error: &dyn std::error::Error) -> Error {
-    Error::Unsupported {
-        what: what.to_owned(),
-        reason: error.to_string(),
-    }
+    process.serve(listener, stop).await
 }
 
 /// Loads and warms the ranks of this process.
-fn load(
-    arguments: &Arguments,
-    bound: SocketAddr,
-    host: String,
-    standing: watch::Sender<Standing>,
-) -> Result<(Part, SchedulerConfig)> {
+fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part, SchedulerConfig)> {
     let common = &arguments.common;
     let model: &Path = &common.model;
     let source = common.source()?;
@@ -219,11 +156,16 @@ fn load(
         group: arguments.group.clone(),
         size: arguments.tp,
         ranks: Arc::new(ranks),
-        fingerprint: fingerprint(model, source, &format!("cpu-{}", ops.isa()))?,
+        fingerprint: fingerprint::tokens(model, source, &ops.isa().to_string())?,
         limits: sizes::plan_limits(backbone, &scheduler),
         listen: bound.ip(),
         host,
-        standing,
+        meter: GroupMeter::default(),
+        standing: watch::Sender::new(Standing {
+            epoch: 0,
+            state: WorkerState::Forming,
+            load: Load::default(),
+        }),
     };
     Ok((part, scheduler))
 }
@@ -239,6 +181,62 @@ struct Process {
 }
 
 impl Process {
+    /// Serves until `stop` is ready and the work is done.
+    async fn serve(&self, listener: Listener, stop: impl Future<Output = ()> + Send) -> Result<()> {
+        let common = &self.arguments.common;
+        let cluster = common.cluster()?;
+        let meter = BackboneMeter::default();
+        let metrics = self.serve_metrics(&meter).await?;
+        let (record, standing) = (self.record(), self.part.standing.clone());
+        let (presence, health) = Presence::new(record, standing, cluster.as_ref(), SERVICE_NAME);
+        let (serving, served) = watch::channel(None);
+        let (ranks, arrivals) = ranks_service();
+        let backbone = backbone_service(Arc::new(GroupBackbone::new(served)), self.identity());
+        let routes = Routes::new(health)
+            .add_service(backbone)
+            .add_service(RanksServer::new(ranks));
+        announce(
+            "backbone",
+            &self.address,
+            metrics.as_ref().map(Metrics::address),
+        );
+        let place = Place {
+            serving,
+            arrivals,
+            meter,
+        };
+        let mut result = Ok(());
+        let life = async {
+            result = match cluster {
+                Some(cluster) => self.take_part(cluster, place, stop).await,
+                None => self.take_part(LoneStore::default(), place, stop).await,
+            };
+        };
+        let ended = tokio::select! {
+            ended = listener.serve(routes, life, CLOSING) => ended,
+            never = presence.keep() => match never {},
+        };
+        presence.withdraw().await;
+        result.and(ended.map(|_| ()))
+    }
+
+    async fn serve_metrics(&self, meter: &BackboneMeter) -> Result<Option<Metrics>> {
+        let Some(address) = self.arguments.common.metrics else {
+            return Ok(None);
+        };
+        let mut registry = Metrics::registry();
+        let (standing, leads) = (self.part.standing.subscribe(), self.leads());
+        self.part.meter.register(&mut registry, standing, leads);
+        if leads {
+            meter.register(&mut registry);
+        }
+        Metrics::serve(address, Arc::new(registry)).await.map(Some)
+    }
+
+    fn leads(&self) -> bool {
+        self.arguments.first_rank == 0
+    }
+
     fn identity(&self) -> Identity {
         Identity {
             model: self.model.clone(),
@@ -253,33 +251,32 @@ impl Process {
     async fn take_part(
         &self,
         store: impl EpochStore,
-        serving: watch::Sender<Option<BackboneHandle>>,
-        arrivals: mpsc::Receiver<Arrival>,
+        place: Place,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        let drain = Duration::from_secs(self.arguments.common.drain);
-        let part = self.part.clone();
-        if self.arguments.first_rank == 0 {
+        let (drain, part) = (self.arguments.common.drain(), self.part.clone());
+        if self.leads() {
             let leader = Leader {
                 part,
                 id: self.id.clone(),
                 address: self.address.clone(),
                 store,
                 scheduler: self.scheduler,
-                serving,
+                serving: place.serving,
                 drain,
-                arrivals,
+                meter: place.meter,
+                arrivals: place.arrivals,
             };
             return leader.run(stop).await;
         }
         // Dropped, so that whoever takes this process for a leader is refused at once.
-        drop((serving, arrivals));
+        drop(place);
         Follower { part, store, drain }.run(stop).await;
         Ok(())
     }
 
-    /// The record of this process, standing so.
-    fn record(&self, standing: &Standing) -> WorkerRecord {
+    /// The record of this process before it joins an epoch.
+    fn record(&self) -> WorkerRecord {
         let ranks = self.part.ranks.ranks();
         WorkerRecord {
             id: self.id.clone(),
@@ -287,64 +284,25 @@ impl Process {
             protocol_version: PROTOCOL_VERSION,
             model: self.model.clone(),
             fingerprint: self.part.fingerprint.clone(),
-            state: standing.state,
+            state: WorkerState::Forming,
             role: Role::Backbone {
                 group: self.part.group.clone(),
                 first_rank: ranks.start as u32,
                 ranks: ranks.len() as u32,
                 group_size: self.part.size,
-                epoch: standing.epoch,
+                epoch: 0,
             },
-            load: standing.load,
-        }
-    }
-
-    /// Tells etcd and whoever asks for its health how the process stands: a change of epoch or
-    /// state at once, a change of load soon. Withdraws when `ended` is dropped.
-    fn tell(
-        &self,
-        cluster: Option<Cluster>,
-        mut standing: watch::Receiver<Standing>,
-        health: HealthReporter,
-        mut ended: oneshot::Receiver<()>,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let mut told = *standing.borrow_and_update();
-        let template = self.record(&told);
-        async move {
-            let registration = cluster.map(|cluster| cluster.register(template.clone()));
-            loop {
-                let healthy = match told.state {
-                    WorkerState::Ready => ServingStatus::Serving,
-                    WorkerState::Forming | WorkerState::Draining => ServingStatus::NotServing,
-                };
-                health.set_service_status(SERVICE, healthy).await;
-                if let Some(registration) = &registration {
-                    registration.update(stands(&template, &told));
-                }
-                let changed = |standing: &Standing| {
-                    (standing.epoch, standing.state) != (told.epoch, told.state)
-                };
-                tokio::select! {
-                    Ok(_) = standing.wait_for(changed) => {}
-                    () = sleep(LOAD_INTERVAL) => {}
-                    _ = &mut ended => break,
-                }
-                told = *standing.borrow_and_update();
-            }
-            if let Some(registration) = registration {
-                registration.withdraw().await;
-            }
+            load: Load::default(),
         }
     }
 }
 
-/// The record of a process that stands otherwise now.
-fn stands(record: &WorkerRecord, standing: &Standing) -> WorkerRecord {
-    let mut record = record.clone();
-    record.state = standing.state;
-    record.load = standing.load;
-    if let Role::Backbone { epoch, .. } = &mut record.role {
-        *epoch = standing.epoch;
-    }
-    record
+/// What a leader needs of its process.
+struct Place {
+    /// What is served now.
+    serving: watch::Sender<Option<BackboneHandle>>,
+    /// Connections of followers.
+    arrivals: mpsc::Receiver<Arrival>,
+    /// Counts the jobs.
+    meter: BackboneMeter,
 }

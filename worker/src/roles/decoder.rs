@@ -1,6 +1,6 @@
 //! A process that develops tokens into pictures, and reads pictures as tokens.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
 use tokio::sync::{oneshot, watch};
@@ -14,17 +14,15 @@ use xomni_engine::{
     ops::cpu::Cpu,
     text::Grid,
 };
-use xomni_proto::PROTOCOL_VERSION;
+use xomni_proto::{PROTOCOL_VERSION, worker::decoder_server::SERVICE_NAME};
 
-use super::{
-    arguments::{Common, worker_id},
-    fingerprint,
-};
+use super::arguments::{Common, worker_id};
 use crate::{
     api::{DecodeEvent, DecodeJob, Decoder, worker_gone},
     convert::{Identity, Standing},
     decoder::{LocalDecoder, LocalEncoder},
-    process::{Listener, Metrics, Presence, Signals, die_with_parent, on_thread},
+    fingerprint,
+    process::{Listener, Metrics, Presence, Signals, announce, die_with_parent, on_thread},
     serve::decoder_service,
     telemetry::Telemetry,
 };
@@ -146,10 +144,10 @@ async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> 
         standing: standing.subscribe(),
     };
     let decoder = Arc::new(warm.decoder);
-    let (presence, health) = Presence::new(record, standing, cluster.as_ref());
+    let (presence, health) = Presence::new(record, standing, cluster.as_ref(), SERVICE_NAME);
     let service = decoder_service(decoder.clone(), Arc::new(warm.encoder), identity);
     let routes = Routes::new(service).add_service(health);
-    announce(&address, metrics.as_ref().map(Metrics::address));
+    announce("decoder", &address, metrics.as_ref().map(Metrics::address));
     let stop = async {
         let signal = signals.next().await;
         tracing::info!(signal, "drains");
@@ -157,7 +155,7 @@ async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> 
     };
     let drained = tokio::select! {
         drained = listener.serve(routes, stop, common.drain()) => drained,
-        never = presence.keep(|| decoder.load()) => match never {},
+        never = presence.keep_measuring(|| decoder.load()) => match never {},
     };
     presence.withdraw().await;
     drained.map(|_| ())
@@ -173,15 +171,4 @@ async fn serve_metrics(
     let mut registry = Metrics::registry();
     decoder.meter().register(&mut registry);
     Metrics::serve(address, Arc::new(registry)).await.map(Some)
-}
-
-/// The one line on standard output: where it is called, and where its metrics are.
-fn announce(address: &str, metrics: Option<SocketAddr>) {
-    let metrics = metrics.map(|address| format!(", metrics at http://{address}/metrics"));
-    // Who closed the output does not want to know.
-    let _ = writeln!(
-        std::io::stdout(),
-        "decoder ready at {address}{}",
-        metrics.unwrap_or_default()
-    );
 }

@@ -3,4 +3,3 @@
 pub mod arguments;
 pub mod backbone;
 pub mod decoder;
-pub mod fingerprint;

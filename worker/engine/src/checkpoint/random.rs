@@ -42,6 +42,7 @@ impl Generator {
                 what: "memory for random weights",
                 limit: "what the system gives".into(),
                 needed: format!("{name} of shape {shape:?}"),
+                retry_after: None,
             });
         };
         words

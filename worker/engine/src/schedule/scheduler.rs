@@ -172,6 +172,7 @@ impl Scheduler {
                 what: "queue",
                 limit: format!("{} requests", self.config.max_queue),
                 needed: format!("{} rows are ahead", self.backlog_rows()),
+                retry_after: None,
             });
         }
         self.arrivals += 1;

@@ -65,8 +65,8 @@ impl Ranks for RanksService {
 pub(super) enum PeerEvent {
     /// A frame of an epoch.
     Frame(u64, u64, ToLeader),
-    /// It has ended, or broken the protocol.
-    Gone(u64, String),
+    /// It has ended, or broken the protocol; what it is told of that.
+    Gone(u64, Status),
 }
 
 #[derive(Debug)]
@@ -131,9 +131,12 @@ impl<E: From<PeerEvent> + Send + 'static> Peers<E> {
                     Err(refusal) => self.refuse(id, &refusal),
                 }
             }
-            PeerEvent::Gone(id, reason) => {
-                epoch.gone(id, &reason);
-                self.peers.remove(&id);
+            PeerEvent::Gone(id, status) => {
+                epoch.gone(id, status.message());
+                if let Some(peer) = self.peers.remove(&id) {
+                    // One that is gone needs no answer.
+                    let _ = peer.replies.try_send(Err(status));
+                }
             }
         }
     }
@@ -175,10 +178,10 @@ async fn read<E: From<PeerEvent>>(
         let event = match frames.next().await {
             Some(Ok(frame)) => match wire::read_follower_frame(frame) {
                 Ok((epoch, frame)) => PeerEvent::Frame(id, epoch, frame),
-                Err(error) => PeerEvent::Gone(id, error.to_string()),
+                Err(error) => PeerEvent::Gone(id, Status::invalid_argument(error.to_string())),
             },
-            Some(Err(status)) => PeerEvent::Gone(id, status.message().to_owned()),
-            None => PeerEvent::Gone(id, "the stream has ended".to_owned()),
+            Some(Err(status)) => PeerEvent::Gone(id, status),
+            None => PeerEvent::Gone(id, Status::cancelled("the stream has ended")),
         };
         let last = matches!(event, PeerEvent::Gone(..));
         if events.send(event.into()).await.is_err() || last {

@@ -160,6 +160,7 @@ fn the_cause_is_told_rather_than_that_others_waited() {
             what: "memory",
             limit: "1".into(),
             needed: "2".into(),
+            retry_after: None,
         }))
     };
     let told = |results: Vec<Option<Result<StepOutput>>>| {

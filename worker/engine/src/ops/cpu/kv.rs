@@ -70,6 +70,7 @@ impl Kv {
                         "{blocks} blocks of {block_size} positions, \
                          {layers} layers of {kv_heads} heads of {head_dim}"
                     ),
+                    retry_after: None,
                 })
         };
         Ok(Self {

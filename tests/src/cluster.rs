@@ -1,0 +1,290 @@
+//! A whole cluster of real processes: etcd, a coordinator, the ranks of groups, and decoders.
+
+use std::{future::Future, path::Path, time::Duration};
+
+use tempfile::TempDir;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::Instant,
+};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use xomni_proto::cluster::{ClusterStatus, GetStatusRequest, cluster_client::ClusterClient};
+
+use crate::{
+    drawing::{draw, request},
+    etcd::Etcd,
+    golden::Fixture,
+    metrics::Metrics,
+    process::{PATIENCE, Process},
+};
+
+/// Clusters of one test program run one after the other: each wants the whole machine.
+static TURN: Mutex<()> = Mutex::const_new(());
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a cluster is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Backbone groups.
+    pub groups: usize,
+    /// Ranks of each, a process each.
+    pub tp: usize,
+    /// Decoders.
+    pub decoders: usize,
+    /// More arguments of each process of a group, its memory for keys and values among them.
+    pub backbone: &'static [&'static str],
+    /// More arguments of the coordinator.
+    pub coordinator: &'static [&'static str],
+}
+
+impl Shape {
+    /// So many groups of so many ranks, and so many decoders.
+    pub const fn new(groups: usize, tp: usize, decoders: usize) -> Self {
+        Self {
+            groups,
+            tp,
+            decoders,
+            backbone: &["--kv-memory", "64"],
+            coordinator: &[],
+        }
+    }
+}
+
+/// A process that serves.
+#[derive(Debug)]
+pub struct Member {
+    /// The process.
+    pub process: Process,
+    /// `host:port` of its services.
+    pub address: String,
+    metrics: String,
+}
+
+impl Member {
+    /// Waits until a process serves.
+    fn ready(mut process: Process) -> Self {
+        let line = process.wait_for_line(" ready at ");
+        let (address, metrics) = line.split_once(", metrics at ").expect("both addresses");
+        Self {
+            address: address.to_owned(),
+            metrics: metrics.to_owned(),
+            process,
+        }
+    }
+
+    /// Its metrics now.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::read(&self.metrics).expect("metrics")
+    }
+
+    /// A channel to its services.
+    pub fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
+        endpoint.expect("address").connect_lazy()
+    }
+}
+
+/// A running cluster. Its processes end when this is dropped, and with the test.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its etcd.
+    pub etcd: Etcd,
+    /// Ranks by group.
+    pub groups: Vec<Vec<Member>>,
+    /// Decoders.
+    pub decoders: Vec<Member>,
+    /// Its coordinator.
+    pub coordinator: Member,
+    /// To the coordinator.
+    pub channel: Channel,
+    shape: Shape,
+    folder: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Starts all processes and waits until every group and decoder takes work.
+    ///
+    /// # Panics
+    /// If they do not come so far.
+    pub async fn start(shape: Shape) -> Self {
+        let turn = TURN.lock().await;
+        let etcd = Etcd::new();
+        let folder = tempfile::tempdir().expect("folder for logs");
+        let rank = |group, rank| start_rank(&shape, &etcd, folder.path(), group, rank);
+        let groups: Vec<Vec<_>> = (0..shape.groups)
+            .map(|group| (0..shape.tp).map(|number| rank(group, number)).collect())
+            .collect();
+        let decoders: Vec<_> = (0..shape.decoders)
+            .map(|number| start_decoder(&etcd, folder.path(), number))
+            .collect();
+        let coordinator = Member::ready(start_coordinator(&shape, &etcd, folder.path()));
+        let all_ready = |processes: Vec<_>| processes.into_iter().map(Member::ready).collect();
+        let cluster = Self {
+            groups: groups.into_iter().map(all_ready).collect(),
+            decoders: all_ready(decoders),
+            channel: coordinator.channel(),
+            coordinator,
+            shape,
+            etcd,
+            folder,
+            _turn: turn,
+        };
+        cluster.until_whole().await;
+        cluster
+    }
+
+    /// Starts a rank in place of one that has ended.
+    pub fn restart_rank(&mut self, group: usize, rank: usize) {
+        let process = start_rank(&self.shape, &self.etcd, self.folder.path(), group, rank);
+        self.groups[group][rank] = Member::ready(process);
+    }
+
+    /// How the coordinator sees the cluster.
+    ///
+    /// # Panics
+    /// If it does not say.
+    pub async fn status(&self) -> ClusterStatus {
+        let mut client = ClusterClient::new(self.channel.clone());
+        let status = client.get_status(GetStatusRequest {}).await;
+        status.expect("status").into_inner()
+    }
+
+    /// Waits until the coordinator sees what is wanted, for at most `limit`.
+    ///
+    /// # Panics
+    /// With `what`, if it does not.
+    pub async fn until_within(
+        &self,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&ClusterStatus) -> bool,
+    ) -> ClusterStatus {
+        eventually(limit, what, async || {
+            let status = self.status().await;
+            if wanted(&status) {
+                Ok(status)
+            } else {
+                Err(status)
+            }
+        })
+        .await
+    }
+
+    /// Waits until the coordinator sees what is wanted.
+    ///
+    /// # Panics
+    /// With `what`, if it does not in good time.
+    pub async fn until(
+        &self,
+        what: &str,
+        wanted: impl Fn(&ClusterStatus) -> bool,
+    ) -> ClusterStatus {
+        self.until_within(PATIENCE, what, wanted).await
+    }
+
+    /// Waits until all groups and decoders take work.
+    ///
+    /// # Panics
+    /// If they do not in good time.
+    pub async fn until_whole(&self) -> ClusterStatus {
+        let Shape {
+            groups, decoders, ..
+        } = self.shape;
+        self.until("a whole cluster", |status| {
+            let takes_work = status.groups.iter().filter(|group| group.takes_work);
+            let develops = status.decoders.iter().filter(|one| one.takes_work);
+            takes_work.count() == groups && develops.count() == decoders
+        })
+        .await
+    }
+
+    /// The group that runs a job.
+    ///
+    /// # Panics
+    /// If none does in good time.
+    pub async fn busy_group(&self) -> usize {
+        eventually(PATIENCE, "a busy group", async || {
+            let runs = |ranks: &Vec<Member>| ranks[0].metrics().get("xomni_backbone_running_jobs");
+            let running: Vec<_> = self.groups.iter().map(runs).collect();
+            running.iter().position(|jobs| *jobs > 0.0).ok_or(running)
+        })
+        .await
+    }
+
+    /// Draws a picture.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn draw(&self, prompt: &str, size: &str) -> Result<Vec<u8>, Status> {
+        draw(&self.channel, request(prompt, size)).await
+    }
+}
+
+/// Waits until `attempt` succeeds, for at most `limit`.
+///
+/// # Panics
+/// With `what` and what came instead, if it does not.
+pub async fn eventually<T, E: std::fmt::Debug>(
+    limit: Duration,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(instead) => assert!(
+                Instant::now() < deadline,
+                "waited {limit:?} in vain for {what}: {instead:?}"
+            ),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Runs `work` within a time after which it would never end.
+///
+/// # Panics
+/// With `what`, if it takes longer.
+pub async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(3 * PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+fn start_rank(shape: &Shape, etcd: &Etcd, folder: &Path, group: usize, rank: usize) -> Process {
+    let (name, tp) = (group.to_string(), shape.tp.to_string());
+    let number = rank.to_string();
+    let place = ["--group", &name, "--tp", &tp, "--first-rank", &number];
+    let limits = ["--ranks", "1", "--drain", "120"];
+    let arguments = [&["backbone"], &place[..], &limits, shape.backbone].concat();
+    let name = format!("group {group} rank {rank}");
+    start(&name, "xomni-worker", &arguments, etcd, folder)
+}
+
+fn start_decoder(etcd: &Etcd, folder: &Path, number: usize) -> Process {
+    let flux = Fixture::open().flux().display().to_string();
+    let arguments = ["decoder", "--flux", &flux, "--drain", "120"];
+    let name = format!("decoder {number}");
+    start(&name, "xomni-worker", &arguments, etcd, folder)
+}
+
+fn start_coordinator(shape: &Shape, etcd: &Etcd, folder: &Path) -> Process {
+    let arguments = [&["--drain", "120"], shape.coordinator].concat();
+    start("coordinator", "xomni-coordinator", &arguments, etcd, folder)
+}
+
+fn start(name: &str, program: &str, own: &[&str], etcd: &Etcd, folder: &Path) -> Process {
+    let model = Fixture::open().x_omni().display().to_string();
+    let endpoints = etcd.endpoints().join(",");
+    let common = ["--model", &model, "--etcd", &endpoints];
+    let more = ["--metrics", "127.0.0.1:0", "--die-with-parent"];
+    let arguments = [own, &common, &more].concat();
+    Process::start(name, program, &arguments, &[], folder)
+}

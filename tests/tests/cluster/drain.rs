@@ -1,0 +1,74 @@
+//! Processes that are told to end finish what they have.
+
+use tonic::Code;
+use xomni_tests::{
+    cluster::{Cluster, Shape, eventually, in_time},
+    drawing::{Drawing, alone, request},
+    process::PATIENCE,
+};
+
+use crate::{LONG, PROMPT};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_of_every_kind_of_process_loses_nothing() {
+    let (long, short) = (alone(PROMPT, LONG), alone(PROMPT, "32x32"));
+    let mut cluster = Cluster::start(Shape::new(2, 2, 2)).await;
+    let mut drawing = Drawing::begin(&cluster.channel, request(PROMPT, LONG))
+        .await
+        .expect("taken");
+    drawing.tokens(1).await.expect("draws");
+    let group = cluster.busy_group().await;
+    let decoder = eventually(PATIENCE, "a busy decoder", async || {
+        let jobs = cluster
+            .decoders
+            .iter()
+            .map(|one| one.metrics().get("xomni_decoder_jobs"));
+        let jobs: Vec<_> = jobs.collect();
+        jobs.iter().position(|jobs| *jobs > 0.0).ok_or(jobs)
+    })
+    .await;
+    let id = |status: &xomni_proto::cluster::ClusterStatus, address: &str| {
+        status
+            .decoders
+            .iter()
+            .any(|one| one.address == address && one.takes_work)
+    };
+
+    cluster.groups[group][0].process.signal("TERM");
+    cluster.decoders[decoder].process.signal("TERM");
+    let address = cluster.decoders[decoder].address.clone();
+    cluster
+        .until("both to leave routing", |status| {
+            !status.groups[group].takes_work && !id(status, &address)
+        })
+        .await;
+    let picture = in_time("a new picture", cluster.draw(PROMPT, "32x32")).await;
+    assert!(picture.expect("drawn by the others") == short);
+
+    cluster.coordinator.process.signal("TERM");
+    let refused = eventually(PATIENCE, "a refusal", async || {
+        match cluster.draw(PROMPT, "32x32").await {
+            Err(status) => Ok(status),
+            Ok(picture) => Err(picture.len()),
+        }
+    })
+    .await;
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    let retries = |stage: &str| {
+        let sample = format!("xomni_retries_total{{stage=\"{stage}\"}}");
+        cluster.coordinator.metrics().get(&sample)
+    };
+    let retries = [retries("backbone"), retries("decoder")];
+    let picture = in_time("the picture in flight", drawing.picture()).await;
+    assert!(picture.expect("finished") == long);
+    assert_eq!(retries, [0.0, 0.0], "nothing moved");
+    for member in [
+        &mut cluster.groups[group][0],
+        &mut cluster.decoders[decoder],
+        &mut cluster.coordinator,
+    ] {
+        let ended = member.process.wait();
+        assert!(ended.success(), "{ended:?}\n{}", member.process.output());
+    }
+}

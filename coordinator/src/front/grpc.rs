@@ -17,8 +17,8 @@ use xomni_worker::{
     serve::deadline,
 };
 
-use self::status::status;
-use super::{Drawing, Event, Front, caller::Caller, failure::Failure};
+pub use self::status::status;
+use super::{Drawing, Event, Front, access::Pass, caller::Caller, failure::Failure};
 
 /// The service of a front, to be added to a server. Ending a call cancels its request.
 pub fn images_service<B: Backbone, D: Decoder>(
@@ -41,8 +41,9 @@ impl<B: Backbone, D: Decoder> Images for ImagesService<B, D> {
         &self,
         request: Request<GenerateImagesRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let drawing = self.draw(message, &metadata).map_err(status)?;
+        let (metadata, mut extensions, message) = request.into_parts();
+        let pass = extensions.remove().unwrap_or_default();
+        let drawing = self.draw(message, &metadata, pass).map_err(status)?;
         let Drawing { job, events } = drawing;
         let messages = move |event| match event {
             Ok(Event::Started) => vec![Ok(convert::accepted(job.request_id.clone(), job.seed))],
@@ -59,12 +60,14 @@ impl<B: Backbone, D: Decoder> ImagesService<B, D> {
         &self,
         message: GenerateImagesRequest,
         metadata: &MetadataMap,
+        pass: Pass,
     ) -> Result<Drawing, Failure> {
         let read = convert::request(message, &self.front.model)
             .and_then(|read| Ok((read, deadline(metadata)?)));
         let ((request, tenant), deadline) =
             read.map_err(|error| self.front.refuse(error.into()))?;
         let caller = Caller {
+            pass,
             tenant,
             deadline,
             request_id: None,

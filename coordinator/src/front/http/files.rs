@@ -64,6 +64,7 @@ impl Files {
                 what: "picture store",
                 limit: format!("{} bytes", self.capacity),
                 needed: format!("{needed} bytes; ask for b64_json"),
+                retry_after: None,
             });
         }
         let names = files.iter().map(|_| name(extension));

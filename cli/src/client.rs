@@ -6,7 +6,10 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint},
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -21,6 +24,8 @@ use xomni_worker::api::Progress;
 
 use crate::error::CliError;
 
+/// Variable that holds the API key for a server.
+const API_KEY: &str = "XOMNI_API_KEY";
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -29,6 +34,17 @@ pub fn channel(server: &str) -> Result<Channel, CliError> {
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .map_err(|error| CliError::Argument(format!("--server: {server}: {error}")))?;
     Ok(endpoint.connect_timeout(CONNECT).connect_lazy())
+}
+
+/// A call with the API key of the environment, if there is one.
+pub fn request<T>(message: T) -> Result<Request<T>, CliError> {
+    let mut request = Request::new(message);
+    if let Ok(key) = std::env::var(API_KEY) {
+        let value = format!("Bearer {}", key.trim()).parse();
+        let value = value.map_err(|_| CliError::Argument(format!("{API_KEY}: is no API key")))?;
+        request.metadata_mut().insert("authorization", value);
+    }
+    Ok(request)
 }
 
 /// Whether the coordinator has a backbone and a decoder.
@@ -47,7 +63,7 @@ pub async fn draw(
     request: ImageRequest,
     events: mpsc::Sender<ImageEvent>,
 ) -> Result<u64, CliError> {
-    let request = GenerateImagesRequest {
+    let message = GenerateImagesRequest {
         prompt: request.prompt,
         model: String::new(),
         size: request.size,
@@ -59,11 +75,12 @@ pub async fn draw(
         min_p: request.min_p,
         guidance_scale: request.guidance_scale,
         num_inference_steps: request.num_inference_steps.map(saturate),
+        partial_images: None,
         priority: request.priority,
         tenant: String::new(),
     };
     let mut stream = ImagesClient::new(channel)
-        .generate(request)
+        .generate(self::request(message)?)
         .await?
         .into_inner();
     let start = Instant::now();
@@ -72,7 +89,7 @@ pub async fn draw(
     let mut drawn_after: BTreeMap<u32, Duration> = BTreeMap::new();
     while let Some(event) = stream.message().await? {
         let event = match event.event {
-            None => continue,
+            None | Some(Event::Partial(_)) => continue,
             Some(Event::Accepted(accepted)) => {
                 seed = accepted.seed;
                 continue;

@@ -197,6 +197,7 @@ impl Generate {
             min_p: self.min_p,
             guidance_scale: self.guidance_scale,
             num_inference_steps: self.num_inference_steps,
+            partial_images: None,
             priority: 0,
         };
         Ok(prompts.into_iter().map(request).collect())

@@ -12,6 +12,7 @@ mod bench;
 mod client;
 mod error;
 mod generate;
+mod key;
 mod model;
 mod output;
 mod progress;
@@ -33,6 +34,9 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Run a whole cluster on this machine: etcd, a coordinator, backbone groups and decoders.
     Up(Box<up::Up>),
+    /// Make an API key: its record, a line for the coordinator's --api-keys, goes to standard
+    /// output, the key itself to standard error.
+    Key(key::KeyArguments),
     /// Show how a cluster stands: requests, groups, ranks, decoders and their queues.
     Status(status::Status),
     /// Measure.
@@ -57,6 +61,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(generate) => until_interrupted(generate.run()).await,
         Command::Up(up) => up.run().await,
+        Command::Key(arguments) => arguments.run(),
         Command::Status(status) => until_interrupted(status.run()).await,
         Command::Bench(bench) => until_interrupted(bench.run()).await,
         Command::Coordinator(config) => xomni_coordinator::process::run(*config)

@@ -85,6 +85,8 @@ impl Tracker {
                 self.leave((request, *index), now);
                 self.parts.insert((request, *index), (part, now));
             }
+            // Only servers are asked for these.
+            ImageEvent::Partial { .. } => {}
             ImageEvent::Done(image) => self.leave((request, image.index), now),
         }
     }

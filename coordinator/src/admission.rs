@@ -8,6 +8,7 @@
 mod gate;
 #[cfg(test)]
 mod tests;
+mod throughput;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +18,7 @@ use std::{
 pub use gate::{Gate, Permit, Waiting};
 
 /// Shortest and longest wait that a refused client is told.
-const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 
 /// How much a coordinator takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,11 @@ impl Admission {
         let queues = self.tenants.values().map(|tenant| &tenant.queue);
         let waiting: u64 = queues.flatten().map(|(_, (cost, _))| cost).sum();
         waiting + self.running.values().sum::<u64>()
+    }
+
+    /// Image tokens of a request that runs.
+    pub fn cost(&self, ticket: Ticket) -> Option<u64> {
+        self.running.get(&ticket).copied()
     }
 
     /// When all that is known now should be done, at `rate` image tokens a second; a guess where

@@ -1,6 +1,6 @@
 //! The arguments of `xomni-coordinator`, and what they make.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use xomni_cluster::Cluster;
@@ -11,7 +11,17 @@ use xomni_engine::{
 };
 use xomni_worker::{process, roles::arguments::served_name};
 
-use crate::{admission::Bounds, metrics::Metrics, pool::ATTEMPTS, request::Limits, server::Setup};
+use crate::{
+    admission::Bounds,
+    front::{access::Access, http},
+    metrics::Metrics,
+    pool::ATTEMPTS,
+    request::Limits,
+    server::Setup,
+};
+
+/// Variable that holds the records of API keys.
+const KEYS: &str = "XOMNI_API_KEYS";
 
 /// Admits requests for pictures and has the workers of a cluster draw them.
 #[derive(Debug, Clone, Parser)]
@@ -53,9 +63,23 @@ pub struct Config {
     /// Seconds that a request may take, its time in the queue included
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
+    /// File with the API keys that are let in, a line of JSON each, as `xomni key` writes it;
+    /// the lines themselves can be in the environment as XOMNI_API_KEYS. Everyone is let in
+    /// without either
+    #[arg(long, value_name = "FILE", env = "XOMNI_API_KEYS_FILE")]
+    pub api_keys: Option<PathBuf>,
     /// Seconds that the body of a request may take to arrive
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub read_timeout: u64,
+    /// How addresses of pictures begin, where clients know this coordinator by another name
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Seconds that a picture can be fetched by its address
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub url_expiry: u64,
+    /// Memory for pictures that are fetched by their addresses
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub url_memory: usize,
     /// Seconds that requests may run without any of them getting on, before /readyz says so
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub stall_timeout: u64,
@@ -96,11 +120,33 @@ impl Config {
             attempts: self.attempts,
             timeout: Duration::from_secs(self.timeout),
             drain: Duration::from_secs(self.drain),
-            read_timeout: Duration::from_secs(self.read_timeout),
+            http: http::Settings {
+                read_timeout: Duration::from_secs(self.read_timeout),
+                url_expiry: Duration::from_secs(self.url_expiry),
+                url_bytes: self.url_memory << 20,
+                public_url: self.public_url.clone(),
+            },
+            access: self.access()?,
             stall_timeout: Duration::from_secs(self.stall_timeout),
             metrics,
             registry: Arc::new(registry),
         })
+    }
+
+    /// Who may call.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file of keys cannot be read, [`Error::Unsupported`] naming a line that
+    /// is no key's record.
+    fn access(&self) -> Result<Access> {
+        if let Some(file) = &self.api_keys {
+            let text = fs::read_to_string(file).map_err(|error| Error::io(file, error))?;
+            return Access::read(&file.display().to_string(), &text);
+        }
+        match env::var(KEYS) {
+            Ok(text) if !text.trim().is_empty() => Access::read(KEYS, &text),
+            _ => Ok(Access::open()),
+        }
     }
 
     /// The cluster to serve.

@@ -1,6 +1,7 @@
 //! What clients reach. [`Front`] is the way of every call, by whatever protocol: checked, admitted,
 //! worked on and counted; [`grpc`] and [`http`] read requests and write answers.
 
+pub mod access;
 pub mod call;
 pub mod caller;
 pub mod cluster;
@@ -23,6 +24,7 @@ use xomni_engine::{Error, Result};
 use xomni_worker::api::{Backbone, Decoder};
 
 use self::{
+    access::Held,
     call::{Call, Calls, Phase},
     caller::Caller,
     failure::Failure,
@@ -95,12 +97,15 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
     ) -> Result<Drawing, Failure> {
         let call = self.calls.begin();
         let admitted = caller.span.in_scope(|| self.admit(request, &caller));
-        let (job, waiting) = match admitted {
+        let (job, waiting, held) = match admitted {
             Ok(admitted) => admitted,
             Err(failure) => return Err(caller.span.in_scope(|| call.refuse(failure))),
         };
         let (front, drawn) = (self.clone(), job.clone());
-        let work = |events| async move { front.pipeline.draw(drawn, events).await };
+        let work = |events| async move {
+            let _held = held;
+            front.pipeline.draw(drawn, events).await
+        };
         let events = self.run(call, waiting, job.deadline, caller, work);
         Ok(Drawing { job, events })
     }
@@ -115,23 +120,27 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
         &self,
         request: ImageRequest,
         caller: &Caller,
-    ) -> Result<(ImageJob, Waiting), Failure> {
+    ) -> Result<(ImageJob, Waiting, Option<Held>), Failure> {
         self.serving()?;
         let mut job = request.validate(&self.limits)?;
         job.deadline = self.deadline(caller);
+        job.priority = caller.pass.priority(job.priority);
         if let Some(id) = &caller.request_id {
             job.request_id.clone_from(id);
         }
         caller.span.record("request_id", &job.request_id);
         self.ready(&[Stage::Backbone, Stage::Decoder])?;
         let sequences = 1 + u64::from(job.sampling.guided());
+        let held = caller.pass.hold(job.n, self.retry_after())?;
         let waiting = self.enter(Demand {
-            tenant: caller.tenant.clone(),
+            tenant: caller.tenant().to_owned(),
             priority: job.priority,
             cost: (job.n * job.grid.tokens()) as u64 * sequences,
             deadline: job.deadline,
         })?;
-        Ok((job, waiting))
+        // Last, so that only what is taken counts.
+        caller.pass.count()?;
+        Ok((job, waiting, held))
     }
 
     /// Whether calls are taken.
@@ -223,7 +232,7 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
         W: Future<Output = Result<()>>,
     {
         let admission = tracing::info_span!("admission");
-        let _permit = waiting.permit().instrument(admission).await?;
+        let permit = waiting.permit().instrument(admission).await?;
         let waited = call.start().elapsed();
         self.metrics.queue_seconds.observe(waited.as_secs_f64());
         self.progress.advance();
@@ -239,18 +248,24 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
             Ok(())
         };
         tokio::try_join!(work(sender), forward)?;
+        permit.complete();
         Ok(())
     }
 
     fn failed(&self, error: Error) -> Failure {
         match error {
-            Error::Capacity { .. } => {
-                let rate = self.router.rate(Stage::Backbone, &self.model);
-                let retry_after = self.gate.retry_after(rate);
-                Failure::Busy { error, retry_after }
-            }
+            Error::Capacity { .. } => Failure::Busy {
+                error,
+                retry_after: self.retry_after(),
+            },
             error => Failure::Job(error),
         }
+    }
+
+    /// When one that is refused for want of room should come again.
+    fn retry_after(&self) -> Duration {
+        let rate = self.router.rate(Stage::Backbone, &self.model);
+        self.gate.retry_after(rate)
     }
 }
 

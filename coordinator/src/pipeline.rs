@@ -1,5 +1,7 @@
 //! The way of one request: tokenise, draw the tokens, develop each picture, deliver.
 
+mod partial;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -19,6 +21,7 @@ use xomni_worker::api::{
     Backbone, DecodeEvent, DecodeJob, Decoder, GenerateJob, Progress, TokenFrame,
 };
 
+use self::partial::Partials;
 use crate::request::ImageJob;
 
 /// One finished picture.
@@ -55,6 +58,15 @@ pub enum ImageEvent {
         /// The part that begins.
         stage: Progress,
     },
+    /// What image `index` looks like so far, the rest filled up.
+    Partial {
+        /// Index within the request.
+        index: usize,
+        /// Counts the partial pictures of the image, from 0.
+        number: usize,
+        /// The picture as a PNG file.
+        png: Vec<u8>,
+    },
     /// An image is done.
     Done(Image),
 }
@@ -77,6 +89,15 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         }
     }
 
+    /// Tokens of a job's prompt as the backbone reads it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::image_prompt`].
+    pub fn prompt_tokens(&self, job: &ImageJob) -> Result<usize> {
+        let prompt = self.tokenizer.image_prompt(&job.prompt, job.grid)?;
+        Ok(prompt.len())
+    }
+
     /// Draws all pictures of a job, reporting to `events` until each is [`ImageEvent::Done`].
     /// Dropping the future, or the receiver of `events`, cancels what is left.
     ///
@@ -88,12 +109,14 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         let total = generate.max_tokens;
         let mut stream = self.backbone.generate(generate).await?;
         let mut drawing = Vec::new();
-        let mut decodes = JoinSet::new();
+        let (mut decodes, mut previews) = (JoinSet::new(), JoinSet::new());
         for decode in self.decode_jobs(&job)? {
             let (tokens, codes) = oneshot::channel();
             drawing.push(Some(Drawing {
                 codes: Vec::with_capacity(total),
                 tokens,
+                decode: decode.clone(),
+                partials: Partials::new(job.partial_images, total),
             }));
             let develop = develop(self.decoder.clone(), decode, codes, start, events.clone());
             decodes.spawn(develop.in_current_span());
@@ -106,6 +129,8 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
                     joined(decoded)?;
                     continue;
                 }
+                // It has reported by itself.
+                Some(_) = previews.join_next() => continue,
             };
             let index = frame.output;
             let finished = frame.finished.is_some();
@@ -114,7 +139,12 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             self.append(&mut picture.codes, frame)?;
             let done = picture.codes.len();
             send(&events, ImageEvent::Tokens { index, done, total }).await?;
-            if finished && let Some(Drawing { codes, tokens }) = place.take() {
+            let (codes, decode) = (&picture.codes, &picture.decode);
+            let decoder = &self.decoder;
+            picture
+                .partials
+                .develop(codes, decode, decoder, &events, &mut previews);
+            if finished && let Some(Drawing { codes, tokens, .. }) = place.take() {
                 unfinished -= 1;
                 // A decode that is gone reports why when it is joined.
                 let _ = tokens.send(codes);
@@ -205,6 +235,9 @@ pub fn generate_job(tokenizer: &Tokenizer, job: &ImageJob) -> Result<GenerateJob
 struct Drawing {
     codes: Vec<u32>,
     tokens: oneshot::Sender<Vec<u32>>,
+    /// How it is developed.
+    decode: DecodeJob,
+    partials: Partials,
 }
 
 /// Develops one picture once its codes arrive, and reports it.

@@ -22,6 +22,8 @@ pub struct Limits {
     pub pixels_per_token: u32,
     /// Prompt and image tokens together.
     pub max_positions: usize,
+    /// Most pictures of an image before it is complete.
+    pub max_partial_images: usize,
     /// Most denoising steps.
     pub max_steps: usize,
     /// Side of the square picture drawn where no size is given, in pixels.
@@ -41,6 +43,7 @@ impl Limits {
             max_side: 2048,
             pixels_per_token: unit,
             max_positions: config.backbone.max_positions,
+            max_partial_images: 3,
             max_steps: 1000,
             default_side: largest.clamp(unit, 1152),
             sampling: generation.sampling(),
@@ -71,6 +74,8 @@ pub struct ImageRequest {
     pub guidance_scale: Option<f32>,
     /// Denoising steps of the decoder.
     pub num_inference_steps: Option<usize>,
+    /// Pictures of each image before it is complete; none by default.
+    pub partial_images: Option<usize>,
     /// Lower runs first.
     pub priority: i32,
 }
@@ -94,6 +99,8 @@ pub struct ImageJob {
     pub sampling: SamplingParams,
     /// Denoising steps; the checkpoint's where `None`.
     pub steps: Option<usize>,
+    /// Pictures of each image before it is complete.
+    pub partial_images: usize,
     /// When to give up; [`ImageRequest::validate`] sets none.
     pub deadline: Option<Instant>,
 }
@@ -135,6 +142,11 @@ impl ImageRequest {
             let limit = format!("must be 1 to {}", limits.max_steps);
             return Err(Error::bad_input("num_inference_steps", limit, steps));
         }
+        let partial_images = self.partial_images.unwrap_or(0);
+        if partial_images > limits.max_partial_images {
+            let limit = format!("must be 0 to {}", limits.max_partial_images);
+            return Err(Error::bad_input("partial_images", limit, partial_images));
+        }
         let sampling = SamplingParams {
             temperature: self.temperature.unwrap_or(limits.sampling.temperature),
             top_k: self.top_k.unwrap_or(limits.sampling.top_k),
@@ -151,9 +163,10 @@ impl ImageRequest {
             prompt: self.prompt,
             grid,
             n,
-            seed: self.seed.unwrap_or_else(random_number),
+            seed: self.seed.unwrap_or_else(random_seed),
             sampling,
             steps: self.num_inference_steps,
+            partial_images,
             deadline: None,
         })
     }
@@ -198,10 +211,11 @@ fn grid(size: Option<&str>, limits: &Limits) -> Result<Grid> {
 
 /// A name for a request: 32 hexadecimal digits.
 pub fn random_id() -> String {
-    format!("{:016x}{:016x}", random_number(), random_number())
+    format!("{:016x}{:016x}", random_seed(), random_seed())
 }
 
-fn random_number() -> u64 {
+/// A seed for a request that gives none.
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::time::SystemTime::now())
 }
@@ -217,6 +231,7 @@ mod tests {
             max_side: 256,
             pixels_per_token: 16,
             max_positions: 200,
+            max_partial_images: 3,
             max_steps: 50,
             default_side: 64,
             sampling: SamplingParams {
@@ -257,7 +272,7 @@ mod tests {
     #[test]
     fn bad_values_name_field_limit_and_value() {
         type Change = fn(&mut ImageRequest);
-        let cases: [(&str, &str, Change); 20] = [
+        let cases: [(&str, &str, Change); 21] = [
             ("prompt", "empty", |r| r.prompt = " \n".into()),
             ("prompt", "100 characters", |r| r.prompt = "x".repeat(101)),
             ("size", "multiples of 16", |r| r.size = Some("60x64".into())),
@@ -279,6 +294,7 @@ mod tests {
             ("num_inference_steps", "1 to 50", |r| {
                 r.num_inference_steps = Some(51)
             }),
+            ("partial_images", "0 to 3", |r| r.partial_images = Some(4)),
             ("temperature", "0 to", |r| r.temperature = Some(f32::NAN)),
             ("temperature", "0 to", |r| r.temperature = Some(-1.0)),
             ("top_p", "above 0", |r| r.top_p = Some(0.0)),

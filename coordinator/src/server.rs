@@ -15,6 +15,7 @@ use crate::{
     admission::{Bounds, Gate},
     front::{
         Front,
+        access::Access,
         call::{Calls, Phase},
         cluster::cluster_service,
         grpc::images_service,
@@ -56,8 +57,10 @@ pub struct Setup {
     pub timeout: Duration,
     /// Longest that requests may take after the shutdown has begun.
     pub drain: Duration,
-    /// Longest that the body of a request may take to arrive.
-    pub read_timeout: Duration,
+    /// How HTTP is served.
+    pub http: http::Settings,
+    /// Who may call.
+    pub access: Access,
     /// Longest that requests may run without any of them getting on, before this is not ready.
     pub stall_timeout: Duration,
     /// What is counted.
@@ -96,16 +99,17 @@ pub async fn serve(
         metrics: setup.metrics.clone(),
     });
     let (health, health_service) = tonic_health::server::health_reporter();
-    let grpc = Routes::new(images_service(front.clone()))
-        .add_service(cluster_service(observer.clone()))
-        .add_service(health_service);
+    let grpc =
+        Routes::new(images_service(front.clone())).add_service(cluster_service(observer.clone()));
+    let open = reflection(Routes::new(health_service))?;
     let api = Api::new(
         front,
         observer.clone(),
         setup.registry.clone(),
-        setup.read_timeout,
+        setup.http.clone(),
     );
-    let routes = http::routes(api, reflection(grpc)?.into_axum_router());
+    let (grpc, open) = (grpc.into_axum_router(), open.into_axum_router());
+    let routes = http::routes(api, &setup.access, grpc, open);
     let life = async {
         tokio::select! {
             never = follow(&setup, &router, membership, &observer, &health) => match never {},

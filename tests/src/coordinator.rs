@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -19,6 +19,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use xomni_cluster::Membership;
 use xomni_coordinator::{
     admission::Bounds,
+    front::access::Access,
     metrics::Metrics,
     server::{Setup, serve},
 };
@@ -67,20 +68,72 @@ pub struct Worker {
     server: Loopback,
     /// Jobs that its backbone was given.
     pub jobs: Arc<AtomicUsize>,
+    /// Tokens of each output that its backbone sends, of jobs that begin while that is not
+    /// `usize::MAX`; more once it is raised.
+    pub most: watch::Sender<usize>,
     _standing: watch::Sender<xomni_worker::convert::Standing>,
 }
 
-/// Counts the jobs of a backbone.
+/// Counts the jobs of a backbone and holds its tokens back.
 struct Counted {
     model: Tiny,
     jobs: Arc<AtomicUsize>,
+    most: watch::Receiver<usize>,
 }
 
 impl Backbone for Counted {
     async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
         self.jobs.fetch_add(1, Ordering::Relaxed);
-        self.model.generate(job).await
+        let stream = self.model.generate(job).await?;
+        if *self.most.borrow() == usize::MAX {
+            return Ok(stream);
+        }
+        let (frames, held) = mpsc::channel(1);
+        let most = self.most.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = frames.closed() => {}
+                () = hold_back(stream, &frames, most) => {}
+            }
+        });
+        Ok(JobStream::new(held))
     }
+}
+
+/// Sends the tokens of a stream one by one, each once there may be so many.
+async fn hold_back(
+    mut stream: JobStream<TokenFrame>,
+    frames: &mpsc::Sender<Result<TokenFrame>>,
+    mut most: watch::Receiver<usize>,
+) {
+    while let Some(frame) = stream.next().await.transpose() {
+        let singles = match frame {
+            Ok(frame) => singles(frame).into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        for single in singles {
+            let first = single.as_ref().map_or(0, |frame| frame.first as usize);
+            // Whoever is gone holds nothing back and reads nothing.
+            let _ = most.wait_for(|most| *most > first).await;
+            let _ = frames.send(single).await;
+        }
+    }
+}
+
+/// A frame as frames of a token each.
+fn singles(frame: TokenFrame) -> Vec<TokenFrame> {
+    let last = frame.tokens.len().saturating_sub(1);
+    if frame.tokens.len() < 2 {
+        return vec![frame];
+    }
+    let single = |(index, token): (usize, &u32)| TokenFrame {
+        output: frame.output,
+        first: frame.first + index as u32,
+        tokens: vec![*token],
+        log_probs: vec![],
+        finished: frame.finished.filter(|_| index == last),
+    };
+    frame.tokens.iter().enumerate().map(single).collect()
 }
 
 /// These tests read no pictures.
@@ -96,15 +149,18 @@ fn worker(model: &Tiny) -> Worker {
     let config = &model.0.config.backbone;
     let (standing, identity) = identity((config.text_vocab + config.mm_vocab) as u32);
     let jobs = Arc::new(AtomicUsize::new(0));
+    let (most, held) = watch::channel(usize::MAX);
     let counted = Counted {
         model: model.clone(),
         jobs: jobs.clone(),
+        most: held,
     };
     let backbone = backbone_service(Arc::new(counted), identity.clone());
     let decoder = decoder_service(Arc::new(model.clone()), Arc::new(NoEncoder), identity);
     Worker {
         server: Loopback::start(Routes::new(backbone).add_service(decoder)),
         jobs,
+        most,
         _standing: standing,
     }
 }
@@ -136,7 +192,8 @@ impl Cluster {
             attempts: 8,
             timeout: Duration::from_secs(600),
             drain: SOON,
-            read_timeout: SOON,
+            http: Default::default(),
+            access: Access::open(),
             stall_timeout: SOON,
             metrics: metrics.clone(),
             registry: Arc::new(registry),

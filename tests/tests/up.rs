@@ -2,8 +2,10 @@
 
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 use xomni_tests::{
+    http::Client,
     metrics::Metrics,
     process::{Process, binary, wait_for},
 };
@@ -43,6 +45,18 @@ fn status(server: &str, more: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
+/// The same picture over HTTP.
+fn over_http(address: &str) -> Vec<u8> {
+    let body = json!({"prompt": "a red fox", "size": "48x32", "seed": 7});
+    let client = Client::new(address.parse().expect("an address"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let answer = runtime.block_on(client.post("/v1/images/generations", &body));
+    assert_eq!(answer.status, 200);
+    let picture = &answer.json()["data"][0]["b64_json"];
+    let picture = picture.as_str().expect("a picture");
+    BASE64_STANDARD.decode(picture).expect("base64")
+}
+
 #[test]
 fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
     let folder = tempfile::tempdir().expect("folder");
@@ -74,6 +88,7 @@ fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
 
     let drawn = generate(folder.path(), "server.png", &["--server", &address]);
     assert!(drawn == generate(folder.path(), "local.png", &[]));
+    assert!(drawn == over_http(&address));
 
     let status = status(&address, &["--json"]);
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");

@@ -24,8 +24,9 @@ pub struct Status {
 impl Status {
     /// Asks a coordinator and prints what it says.
     pub async fn run(self) -> Result<(), CliError> {
+        let request = client::request(GetStatusRequest {})?;
         let mut client = ClusterClient::new(client::channel(&self.server)?);
-        let answer = client.get_status(GetStatusRequest {}).await?.into_inner();
+        let answer = client.get_status(request).await?.into_inner();
         let status = ClusterStatus::try_from(answer)?;
         let text = match self.json {
             true => serde_json::to_string_pretty(&status)

@@ -44,6 +44,9 @@ pub struct Up {
     /// Address of the coordinator
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8400")]
     listen: SocketAddr,
+    /// API keys that the coordinator lets in, as `xomni key` writes them; everyone by default
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
     /// etcd endpoints, separated by commas; an own one is started by default
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     etcd: Vec<String>,
@@ -82,7 +85,10 @@ impl Up {
                 for line in metrics {
                     println!("  {line}");
                 }
-                println!("ready: {} (Ctrl-C ends everything)", self.listen);
+                println!(
+                    "ready: {0} (gRPC, and HTTP at http://{0}/v1; Ctrl-C ends everything)",
+                    self.listen
+                );
                 interrupted().await;
             }
             () = interrupted() => {}
@@ -142,10 +148,11 @@ impl Up {
         };
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         let listen = self.listen.to_string();
-        let mut specs = vec![spec(
-            "coordinator".into(),
-            &words(&["coordinator", "--listen", &listen]),
-        )?];
+        let mut own = words(&["coordinator", "--listen", &listen]);
+        if let Some(file) = &self.api_keys {
+            own.extend(["--api-keys".into(), file.clone().into_os_string()]);
+        }
+        let mut specs = vec![spec("coordinator".into(), &own)?];
         let weights = self.model.weights.to_string();
         for group in 0..self.groups {
             for rank in 0..self.tp {

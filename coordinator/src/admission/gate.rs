@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use xomni_engine::{Error, Result};
 
-use super::{Admission, Bounds, Demand, Ticket, Verdict};
+use super::{Admission, Bounds, Demand, Ticket, Verdict, throughput::Throughput};
 use crate::metrics::Metrics;
 
 /// A shared [`Admission`]; clones are the same gate.
@@ -27,6 +27,7 @@ struct Shared {
 
 struct State {
     admission: Admission,
+    throughput: Throughput,
     /// Who waits for each ticket in the queue.
     waiters: HashMap<Ticket, oneshot::Sender<Permit>>,
 }
@@ -36,6 +37,7 @@ impl Gate {
     pub fn new(bounds: Bounds, metrics: Metrics) -> Self {
         let state = State {
             admission: Admission::new(bounds),
+            throughput: Throughput::default(),
             waiters: HashMap::new(),
         };
         Self {
@@ -53,6 +55,7 @@ impl Gate {
     /// [`Error::Capacity`] if the queue is full.
     pub fn enter(&self, demand: Demand) -> Result<Waiting> {
         let mut state = self.state();
+        state.pass();
         let deadline = demand.deadline;
         let cost = demand.cost;
         let (permit, waiter) = oneshot::channel();
@@ -84,9 +87,13 @@ impl Gate {
         })
     }
 
-    /// When a refused request should come again; `rate` as in [`Admission::retry_after`].
+    /// When a refused request should come again: when all that is known now should be done, at
+    /// the rate that requests were done at of late, or else at `rate`, as in
+    /// [`Admission::retry_after`].
     pub fn retry_after(&self, rate: f64) -> Duration {
-        self.state().admission.retry_after(rate)
+        let state = self.state();
+        let rate = state.throughput.rate().unwrap_or(rate);
+        state.admission.retry_after(rate)
     }
 
     /// Requests that run and requests that wait.
@@ -116,6 +123,7 @@ impl Gate {
         let mut started = vec![];
         {
             let mut state = self.state();
+            state.pass();
             change(&mut state);
             while let Some(ticket) = state.admission.start_next(Instant::now()) {
                 started.push((self.permit(ticket), state.waiters.remove(&ticket)));
@@ -138,6 +146,14 @@ impl Gate {
         // Every change of the state is whole even if its thread then panics.
         let lock = self.shared.state.lock();
         lock.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Time has passed since the last change.
+    fn pass(&mut self) {
+        let (running, _) = self.admission.load();
+        self.throughput.pass(running > 0, Instant::now());
     }
 }
 
@@ -189,6 +205,17 @@ impl Drop for Waiting {
 pub struct Permit {
     gate: Gate,
     ticket: Ticket,
+}
+
+impl Permit {
+    /// The request is done.
+    pub fn complete(self) {
+        let mut state = self.gate.state();
+        state.pass();
+        if let Some(cost) = state.admission.cost(self.ticket) {
+            state.throughput.complete(cost);
+        }
+    }
 }
 
 impl Drop for Permit {

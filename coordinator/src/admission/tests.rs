@@ -208,3 +208,71 @@ proptest! {
         }
     }
 }
+
+/// Requests that run at once share a known rate evenly.
+struct Server {
+    admission: Admission,
+    /// Image tokens a second.
+    rate: f64,
+    /// Image tokens that are left of each request that runs.
+    left: BTreeMap<Ticket, f64>,
+    costs: BTreeMap<Ticket, f64>,
+}
+
+impl Server {
+    fn offer(&mut self, cost: u64) -> bool {
+        match self.admission.offer(demand("a", 0, cost)) {
+            Verdict::Start(ticket) => self.left.insert(ticket, cost as f64),
+            Verdict::Wait(ticket) => self.costs.insert(ticket, cost as f64),
+            Verdict::Refuse => return false,
+        };
+        true
+    }
+
+    fn run(&mut self, mut seconds: f64) {
+        while !self.left.is_empty() {
+            let share = self.rate / self.left.len() as f64;
+            let next = self.left.values().copied().fold(f64::INFINITY, f64::min) / share;
+            let step = next.min(seconds);
+            seconds -= step;
+            for left in self.left.values_mut() {
+                *left -= share * step;
+            }
+            let done: Vec<_> = self.left.iter().filter(|(_, left)| **left < 1e-9).collect();
+            let done: Vec<_> = done.into_iter().map(|(ticket, _)| *ticket).collect();
+            for ticket in done {
+                self.left.remove(&ticket);
+                assert!(self.admission.finish(ticket));
+                while let Some(started) = self.admission.start_next(Instant::now()) {
+                    self.left.insert(started, self.costs[&started]);
+                }
+            }
+            if seconds <= 0.0 {
+                return;
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whoever_comes_again_when_told_is_taken(
+        in_flight in 1usize..4, queue in 0usize..4, rate in 10u32..200,
+        arrivals in prop::collection::vec((0u32..3000, 1u64..500), 1..40),
+    ) {
+        let mut server = Server {
+            admission: Admission::new(Bounds { in_flight, queue }),
+            rate: f64::from(rate),
+            left: BTreeMap::new(),
+            costs: BTreeMap::new(),
+        };
+        for (millis, cost) in arrivals {
+            server.run(f64::from(millis) / 1000.0);
+            if !server.offer(cost) {
+                let told = server.admission.retry_after(server.rate);
+                server.run(told.as_secs_f64());
+                prop_assert!(server.offer(cost), "refused again after {told:?}");
+            }
+        }
+    }
+}

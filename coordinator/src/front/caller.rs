@@ -6,10 +6,14 @@ use tonic::metadata::MetadataMap;
 use tracing::{Span, field};
 use xomni_worker::telemetry;
 
+use super::access::Pass;
+
 /// The one who makes a call.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Whose share of the service it takes.
+    /// What it may ask for.
+    pub pass: Pass,
+    /// Whose share of the service it takes, if no key says so.
     pub tenant: String,
     /// When it gives up, if it has said so.
     pub deadline: Option<Instant>,
@@ -20,6 +24,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Whose share of the service it takes.
+    pub fn tenant(&self) -> &str {
+        self.pass.name().unwrap_or(&self.tenant)
+    }
+
     /// The span of a call, within the trace that its metadata carries.
     pub fn span(metadata: &MetadataMap) -> Span {
         let span = tracing::info_span!(

@@ -21,6 +21,24 @@ pub enum Failure {
         /// When to come again.
         retry_after: Duration,
     },
+    /// Its caller has no key that is known.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    /// Its caller's key does not allow it.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// Its caller's key allows no more now.
+    #[error("{what}: {limit}, got {value}")]
+    Limited {
+        /// The limit of the key.
+        what: &'static str,
+        /// How much it allows.
+        limit: String,
+        /// What was asked for.
+        value: String,
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// Nothing is served now.
     #[error("{0}")]
     Unavailable(&'static str),
@@ -51,6 +69,9 @@ impl Failure {
                 Error::NotFinite { .. } => Code::DataLoss,
                 Error::Checkpoint { .. } | Error::Io { .. } => Code::Internal,
             },
+            Self::Unauthenticated(_) => Code::Unauthenticated,
+            Self::Forbidden(_) => Code::PermissionDenied,
+            Self::Limited { .. } => Code::ResourceExhausted,
             Self::Unavailable(_) => Code::Unavailable,
         }
     }

@@ -19,8 +19,8 @@ use xomni_worker::{
     telemetry,
 };
 
-use self::status::status;
-use super::{Drawing, Event, Front, caller::Caller, failure::Failure};
+pub use self::status::status;
+use super::{Drawing, Event, Front, access::Pass, caller::Caller, failure::Failure};
 
 /// The service of a front, to be added to a server. Ending a call cancels its request.
 pub fn images_service<B: Backbone, D: Decoder>(
@@ -43,7 +43,8 @@ impl<B: Backbone, D: Decoder> Images for ImagesService<B, D> {
         &self,
         request: Request<GenerateImagesRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, mut extensions, message) = request.into_parts();
+        let pass = extensions.remove().unwrap_or_default();
         let span = Caller::span(&metadata);
         let told = span.clone();
         let ended = move |failure| {
@@ -51,7 +52,7 @@ impl<B: Backbone, D: Decoder> Images for ImagesService<B, D> {
             telemetry::tell(&told, status.metadata_mut());
             status
         };
-        let drawing = self.draw(message, &metadata, &span).map_err(&ended)?;
+        let drawing = self.draw(message, &metadata, pass, &span).map_err(&ended)?;
         let Drawing { job, events } = drawing;
         let messages = move |event| match event {
             Ok(Event::Started) => vec![Ok(convert::accepted(job.request_id.clone(), job.seed))],
@@ -70,6 +71,7 @@ impl<B: Backbone, D: Decoder> ImagesService<B, D> {
         &self,
         message: GenerateImagesRequest,
         metadata: &MetadataMap,
+        pass: Pass,
         span: &Span,
     ) -> Result<Drawing, Failure> {
         let read = convert::request(message, &self.front.model)
@@ -77,6 +79,7 @@ impl<B: Backbone, D: Decoder> ImagesService<B, D> {
         let ((request, tenant), deadline) =
             read.map_err(|error| span.in_scope(|| self.front.refuse(error.into())))?;
         let caller = Caller {
+            pass,
             tenant,
             deadline,
             request_id: None,

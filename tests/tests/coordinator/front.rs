@@ -63,7 +63,7 @@ async fn pictures(mut stream: Streaming<ImageEvent>) -> Result<Vec<Vec<u8>>, Sta
                 last[index] += u32::from(chunk.last);
             }
             Event::Drawing(drawing) => assert!(drawing.done <= drawing.total),
-            Event::Decoding(_) | Event::Accepted(_) => {}
+            Event::Decoding(_) | Event::Accepted(_) | Event::Partial(_) => {}
         }
     }
     assert_eq!(last, [1, 1]);

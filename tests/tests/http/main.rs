@@ -1,3 +1,10 @@
 //! The HTTP API as a client sees it.
 
+mod bad_input;
+mod idempotency;
+mod images;
+mod keys;
+mod openapi;
+mod overload;
 mod service;
+mod stream;

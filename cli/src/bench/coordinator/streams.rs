@@ -119,7 +119,7 @@ async fn through_coordinator(channel: Channel, mut frames: Frames) -> Result<See
                 picture.extend_from_slice(&chunk.data);
                 complete |= chunk.last;
             }
-            Some(Event::Accepted(_) | Event::Decoding(_)) | None => {}
+            Some(Event::Accepted(_) | Event::Decoding(_) | Event::Partial(_)) | None => {}
         }
     }
     if !complete {

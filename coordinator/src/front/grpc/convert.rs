@@ -5,10 +5,7 @@ use xomni_engine::{Error, Result};
 use xomni_proto::images as wire;
 use xomni_worker::api::Progress;
 
-use crate::{
-    pipeline::{Image, ImageEvent},
-    request::ImageRequest,
-};
+use crate::{pipeline::ImageEvent, request::ImageRequest};
 
 /// Largest piece of a picture, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -46,6 +43,7 @@ pub fn request(
         min_p: message.min_p,
         guidance_scale: message.guidance_scale,
         num_inference_steps: count(message.num_inference_steps),
+        partial_images: count(message.partial_images),
         priority: message.priority,
     };
     Ok((request, message.tenant))
@@ -66,7 +64,12 @@ pub fn events(event: ImageEvent) -> Vec<wire::ImageEvent> {
             let decoding = decoding(index, stage);
             vec![message(wire::image_event::Event::Decoding(decoding))]
         }
-        ImageEvent::Done(image) => picture(image),
+        ImageEvent::Partial { index, png, .. } => {
+            picture(index, png, wire::image_event::Event::Partial)
+        }
+        ImageEvent::Done(image) => {
+            picture(image.index, image.png, wire::image_event::Event::Picture)
+        }
     }
 }
 
@@ -90,16 +93,20 @@ fn decoding(index: usize, stage: Progress) -> wire::Decoding {
     }
 }
 
-fn picture(image: Image) -> Vec<wire::ImageEvent> {
-    let png = Bytes::from(image.png);
+fn picture(
+    index: usize,
+    png: Vec<u8>,
+    event: impl Fn(wire::PictureChunk) -> wire::image_event::Event,
+) -> Vec<wire::ImageEvent> {
+    let png = Bytes::from(png);
     let chunks = (0..png.len()).step_by(CHUNK).map(|start| {
         let end = png.len().min(start + CHUNK);
         let chunk = wire::PictureChunk {
-            index: image.index as u32,
+            index: index as u32,
             data: png.slice(start..end),
             last: end == png.len(),
         };
-        message(wire::image_event::Event::Picture(chunk))
+        message(event(chunk))
     });
     chunks.collect()
 }
@@ -113,6 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::pipeline::Image;
 
     #[test]
     fn pictures_go_in_chunks_that_end_with_the_last() {

@@ -14,7 +14,10 @@ use tracing::Span;
 use xomni_worker::telemetry;
 
 use super::problem::Problem;
-use crate::{front::caller::Caller, request::random_id};
+use crate::{
+    front::{access::Pass, caller::Caller},
+    request::random_id,
+};
 
 /// Names a request, in both directions.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -60,8 +63,9 @@ impl Context {
     }
 
     /// The one who makes the request.
-    pub fn caller(&self) -> Caller {
+    pub fn caller(&self, pass: Pass) -> Caller {
         Caller {
+            pass,
             tenant: String::new(),
             deadline: None::<Instant>,
             request_id: Some(self.id.clone()),

@@ -7,7 +7,7 @@ use axum::{
     extract::Request,
     http::{HeaderMap, header::CONTENT_TYPE},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
@@ -16,6 +16,8 @@ use super::problem::Problem;
 
 /// Longest part of a value that an error repeats, in characters.
 const SHOWN: usize = 80;
+/// Bytes of a refused body that are read to be forgotten, at most.
+const DISCARDED: usize = 64 << 20;
 
 /// Reads the body of a request, of at most `limit` bytes and within `patience`.
 ///
@@ -36,13 +38,41 @@ pub async fn read<T: DeserializeOwned>(
 /// # Errors
 /// What is wrong with it.
 pub async fn bytes(body: Body, limit: usize, patience: Duration) -> Result<Vec<u8>, Problem> {
-    let read = tokio::time::timeout(patience, Limited::new(body, limit).collect());
-    let read = read.await.map_err(|_| Problem::too_slow(patience))?;
-    let body = read.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-        Some(_) => Problem::too_large(limit),
-        None => Problem::broken_body(error.to_string()),
-    })?;
-    Ok(body.to_bytes().into())
+    let mut body = body;
+    let read = async {
+        let mut bytes = vec![];
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Problem::broken_body(error.to_string()))?;
+            let data = frame.into_data().unwrap_or_default();
+            if bytes.len() + data.len() > limit {
+                return Err(Problem::too_large(limit));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    };
+    let read = tokio::time::timeout(patience, read).await;
+    let read = read.map_err(|_| Problem::too_slow(patience))?;
+    if read.is_err() {
+        discard(body, patience).await;
+    }
+    read
+}
+
+/// Reads a body and forgets it, so that a client which is still sending gets to read its answer.
+pub async fn discard(mut body: Body, patience: Duration) {
+    let read = async {
+        let mut left = DISCARDED;
+        while let Some(Ok(frame)) = body.frame().await {
+            let size = frame.data_ref().map_or(0, |data| data.len());
+            match left.checked_sub(size) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // Whoever sends more, or for longer, is cut off.
+    let _ = tokio::time::timeout(patience, read).await;
 }
 
 /// Checks that a body is said to be JSON.
@@ -59,21 +89,41 @@ pub fn declared(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Reads a value.
+/// Reads an object.
 ///
 /// # Errors
 /// What is wrong with it, by field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let value: Value =
         serde_json::from_slice(bytes).map_err(|error| Problem::not_json(error.to_string()))?;
+    if !value.is_object() {
+        let given = Some(shorten(&value.to_string()));
+        return Err(Problem::wrong_type(
+            "body".into(),
+            "must be an object".into(),
+            given,
+        ));
+    }
     serde_path_to_error::deserialize(&value).map_err(|error| {
-        let given = given(&value, error.path());
-        let field = match error.path().iter().next() {
-            Some(_) => error.path().to_string(),
-            None => "body".into(),
-        };
-        Problem::wrong_type(field, error.inner().to_string(), given)
+        let (path, reason) = (error.path(), error.inner().to_string());
+        if let Some(name) = missing(&reason) {
+            let field = match path.iter().next() {
+                Some(_) => format!("{path}.{name}"),
+                None => name.to_owned(),
+            };
+            return Problem::wrong_type(field, "must be given".into(), None);
+        }
+        // What comes before repeats the value, however long it is.
+        let expected = reason
+            .rfind("expected ")
+            .map_or(&*reason, |at| &reason[at..]);
+        Problem::wrong_type(path.to_string(), shorten(expected), given(&value, path))
     })
+}
+
+/// The field that serde misses, if that is its reason.
+fn missing(reason: &str) -> Option<&str> {
+    reason.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
 /// What stands at `path`, shortened.
@@ -86,11 +136,14 @@ fn given(value: &Value, path: &Path) -> Option<String> {
             Segment::Enum { .. } | Segment::Unknown => break,
         };
     }
-    let text = value.to_string();
-    Some(match text.char_indices().nth(SHOWN) {
+    Some(shorten(&value.to_string()))
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    })
+        None => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -141,8 +194,8 @@ mod tests {
             ),
             (r#"{"n": NaN, "inner": []}"#, "None", "not JSON", "None"),
             (r#"{"n": 1"#, "None", "EOF", "None"),
-            (r#"[]"#, "\"body\"", "invalid", "[]"),
-            (r#"{"n": 1}"#, "\"body\"", "missing field `inner`", "{"),
+            (r#"[]"#, "\"body\"", "must be an object", "[]"),
+            (r#"{"n": 1}"#, "\"inner\"", "must be given", "None"),
             (
                 r#"{"inner": [{"kind": "png"}, {"kind": "gif"}]}"#,
                 "\"inner[1].kind\"",

@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderMap, HeaderValue, Method, StatusCode,
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+    },
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tonic::Code;
 use xomni_engine::Error;
 
 use super::context::Context;
@@ -158,6 +162,27 @@ impl Problem {
         }
     }
 
+    /// An address that leads nowhere any more.
+    pub fn expired() -> Self {
+        let message = "there is no such picture, or its address has expired";
+        Self::invalid(StatusCode::NOT_FOUND, "expired_url", message)
+    }
+
+    /// An idempotency key that comes with another request than before.
+    pub fn key_reused() -> Self {
+        let message = "Idempotency-Key: must come with the same request as before, got another";
+        Self {
+            param: Some("Idempotency-Key".into()),
+            ..Self::invalid(StatusCode::CONFLICT, "idempotency_key_reused", message)
+        }
+    }
+
+    /// Work that ended without an answer.
+    pub fn lost() -> Self {
+        let message = "the answer broke off";
+        Self::server(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
+    }
+
     /// What the model cannot do.
     pub fn unsupported(field: Option<&str>, reason: impl Into<Box<str>>) -> Self {
         Self {
@@ -248,6 +273,16 @@ impl Problem {
         )
     }
 
+    /// What it is counted as.
+    pub fn counted(&self) -> Code {
+        match self.status {
+            StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            status if status.is_client_error() => Code::InvalidArgument,
+            _ => Code::Internal,
+        }
+    }
+
     /// The body of the answer, or the data of a stream's last event.
     pub fn envelope(self, context: &Context) -> Envelope {
         Envelope {
@@ -275,6 +310,9 @@ impl Problem {
         let mut headers = HeaderMap::new();
         let retry = if self.retryable() { "true" } else { "false" };
         headers.insert("x-should-retry", HeaderValue::from_static(retry));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(wait) = self.retry_after {
             // Whole seconds are all that HTTP has; OpenAI's clients know the finer one too.
             let seconds = wait.as_millis().div_ceil(1000) as u64;
@@ -287,11 +325,40 @@ impl Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
         match failure {
             Failure::Job(error) => Self::of_error(&error),
             Failure::Busy { error, retry_after } => Self {
                 retry_after: Some(retry_after),
                 ..Self::of_error(&error)
+            },
+            Failure::Unauthenticated(reason) => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "invalid_api_key",
+                reason,
+            ),
+            Failure::Forbidden(reason) => Self::new(
+                StatusCode::FORBIDDEN,
+                "permission_error",
+                "forbidden",
+                reason,
+            ),
+            Failure::Limited {
+                limit,
+                value,
+                retry_after,
+                ..
+            } => Self {
+                limit: Some(limit.into()),
+                value: Some(value.into()),
+                retry_after: Some(retry_after),
+                ..Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    "rate_limit_exceeded",
+                    message,
+                )
             },
             Failure::Unavailable(reason) => {
                 Self::server(StatusCode::SERVICE_UNAVAILABLE, "unavailable", reason)

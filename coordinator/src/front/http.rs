@@ -78,6 +78,8 @@ pub struct Api<B, D> {
     pub files: Arc<Files>,
     /// How it was set up.
     pub settings: Arc<Settings>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
     /// Seconds since 1970 when this process began.
     pub created: u64,
 }
@@ -102,6 +104,7 @@ impl<B, D> Api<B, D> {
         observer: Observer,
         registry: Arc<Registry>,
         settings: Settings,
+        scheme: &'static str,
     ) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
@@ -110,6 +113,7 @@ impl<B, D> Api<B, D> {
             registry,
             files: Arc::new(Files::new(settings.url_bytes, settings.url_expiry)),
             settings: Arc::new(settings),
+            scheme,
             created: created.map_or(0, |since| since.as_secs()),
         }
     }
@@ -121,7 +125,7 @@ impl<B, D> Api<B, D> {
         }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = uri.authority().map(|host| host.as_str()).or(host);
-        format!("http://{}", host.unwrap_or("localhost"))
+        format!("{}://{}", self.scheme, host.unwrap_or("localhost"))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod json;
 mod keyed;
 mod models;
 mod openapi;
+mod page;
 pub mod problem;
 
 use std::{
@@ -158,6 +159,7 @@ pub fn routes<B: Backbone, D: Decoder>(
         .merge(drawing)
         .route_layer(middleware::from_fn_with_state(access.clone(), keyed::http));
     let everyone = Router::new()
+        .merge(page::routes())
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/openapi.json", get(openapi::document))

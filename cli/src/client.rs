@@ -6,10 +6,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tonic::{
-    Request,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -20,7 +17,7 @@ use xomni_coordinator::{
 use xomni_proto::images::{
     DecodePart, GenerateImagesRequest, image_event::Event, images_client::ImagesClient,
 };
-use xomni_worker::api::Progress;
+use xomni_worker::{api::Progress, process::ClientTls};
 
 use crate::error::CliError;
 
@@ -30,8 +27,10 @@ const API_KEY: &str = "XOMNI_API_KEY";
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A connection to `HOST:PORT`, made on first use.
-pub fn channel(server: &str) -> Result<Channel, CliError> {
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
+pub fn channel(server: &str, tls: &ClientTls) -> Result<Channel, CliError> {
+    let endpoint = tls
+        .dialer()?
+        .endpoint(server)
         .map_err(|error| CliError::Argument(format!("--server: {server}: {error}")))?;
     Ok(endpoint.connect_timeout(CONNECT).connect_lazy())
 }

@@ -16,6 +16,7 @@ use xomni_worker::{
     backbone::LocalBackbone,
     decoder::LocalDecoder,
     local::{LocalConfig, PreparedModel},
+    process::ClientTls,
 };
 
 use crate::{
@@ -76,6 +77,8 @@ pub struct Generate {
     /// Draw on a coordinator instead of in this process
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["model", "flux", "tp", "kv_memory"])]
     server: Option<String>,
+    #[command(flatten)]
+    tls: ClientTls,
 }
 
 type LocalPipeline = Pipeline<LocalBackbone, LocalDecoder>;
@@ -128,7 +131,7 @@ impl Generate {
 
     /// Draws on a coordinator.
     async fn draw_on(&self, server: &str, requests: Vec<ImageRequest>) -> Result<(), CliError> {
-        let channel = client::channel(server)?;
+        let channel = client::channel(server, &self.tls)?;
         let counts = requests
             .iter()
             .map(|request| request.n.unwrap_or(1))

@@ -9,7 +9,10 @@ use xomni_engine::{
     checkpoint::{GenerationConfig, XOmniConfig},
     text::Tokenizer,
 };
-use xomni_worker::{process, roles::arguments::served_name};
+use xomni_worker::{
+    process::{self, Tls},
+    roles::arguments::served_name,
+};
 
 use crate::{
     admission::Bounds,
@@ -86,6 +89,9 @@ pub struct Config {
     /// Seconds that running requests may take after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain: u64,
+    /// Encryption.
+    #[command(flatten)]
+    pub tls: Tls,
     /// End when the process that started this one does
     #[arg(long)]
     pub die_with_parent: bool,
@@ -127,6 +133,7 @@ impl Config {
                 public_url: self.public_url.clone(),
             },
             access: self.access()?,
+            dialer: self.tls.client.dialer()?,
             stall_timeout: Duration::from_secs(self.stall_timeout),
             metrics,
             registry: Arc::new(registry),
@@ -152,11 +159,8 @@ impl Config {
     /// The cluster to serve.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for endpoints or a name that cannot work.
+    /// As [`Tls::cluster`].
     pub fn cluster(&self) -> Result<Cluster> {
-        Cluster::connect(&self.etcd, &self.cluster).map_err(|error| Error::Unsupported {
-            what: format!("--etcd {} --cluster {}", self.etcd.join(","), self.cluster),
-            reason: error.to_string(),
-        })
+        self.tls.cluster(&self.etcd, &self.cluster)
     }
 }

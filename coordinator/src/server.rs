@@ -9,7 +9,7 @@ use tonic_health::server::HealthReporter;
 use xomni_cluster::Membership;
 use xomni_engine::{Error, Result, text::Tokenizer};
 use xomni_proto::images::images_server::SERVICE_NAME;
-use xomni_worker::process::Listener;
+use xomni_worker::{client::Dialer, process::Listener};
 
 use crate::{
     admission::{Bounds, Gate},
@@ -61,6 +61,8 @@ pub struct Setup {
     pub http: http::Settings,
     /// Who may call.
     pub access: Access,
+    /// How workers are reached.
+    pub dialer: Dialer,
     /// Longest that requests may run without any of them getting on, before this is not ready.
     pub stall_timeout: Duration,
     /// What is counted.
@@ -81,7 +83,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let router = Router::new(COOLDOWN);
-    let channels = Channels::default();
+    let channels = Channels::new(setup.dialer.clone());
     let calls = Calls::new(setup.metrics.clone());
     let backbone = BackbonePool::new(pool(&setup, &router, Backbones(channels.clone())));
     let decoder = DecoderPool::new(pool(&setup, &router, Decoders(channels)), setup.steps);
@@ -107,6 +109,7 @@ pub async fn serve(
         observer.clone(),
         setup.registry.clone(),
         setup.http.clone(),
+        listener.scheme(),
     );
     let (grpc, open) = (grpc.into_axum_router(), open.into_axum_router());
     let routes = http::routes(api, &setup.access, grpc, open);

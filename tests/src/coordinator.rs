@@ -26,6 +26,7 @@ use xomni_coordinator::{
 use xomni_engine::{Result, text::Grid};
 use xomni_worker::{
     api::{Backbone, Encoder, GenerateJob, JobStream, TokenFrame},
+    client::Dialer,
     process::Listener,
     serve::{backbone_service, decoder_service},
 };
@@ -194,6 +195,7 @@ impl Cluster {
             drain: SOON,
             http: Default::default(),
             access: Access::open(),
+            dialer: Dialer::default(),
             stall_timeout: SOON,
             metrics: metrics.clone(),
             registry: Arc::new(registry),

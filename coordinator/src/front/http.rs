@@ -9,6 +9,7 @@ pub mod json;
 mod keyed;
 mod models;
 mod openapi;
+mod page;
 pub mod problem;
 
 use std::{
@@ -78,6 +79,8 @@ pub struct Api<B, D> {
     pub files: Arc<Files>,
     /// How it was set up.
     pub settings: Arc<Settings>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
     /// Seconds since 1970 when this process began.
     pub created: u64,
 }
@@ -102,6 +105,7 @@ impl<B, D> Api<B, D> {
         observer: Observer,
         registry: Arc<Registry>,
         settings: Settings,
+        scheme: &'static str,
     ) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
@@ -110,6 +114,7 @@ impl<B, D> Api<B, D> {
             registry,
             files: Arc::new(Files::new(settings.url_bytes, settings.url_expiry)),
             settings: Arc::new(settings),
+            scheme,
             created: created.map_or(0, |since| since.as_secs()),
         }
     }
@@ -121,7 +126,7 @@ impl<B, D> Api<B, D> {
         }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = uri.authority().map(|host| host.as_str()).or(host);
-        format!("http://{}", host.unwrap_or("localhost"))
+        format!("{}://{}", self.scheme, host.unwrap_or("localhost"))
     }
 }
 
@@ -154,6 +159,7 @@ pub fn routes<B: Backbone, D: Decoder>(
         .merge(drawing)
         .route_layer(middleware::from_fn_with_state(access.clone(), keyed::http));
     let everyone = Router::new()
+        .merge(page::routes())
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/openapi.json", get(openapi::document))

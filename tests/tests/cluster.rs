@@ -5,7 +5,13 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use serde::Deserialize;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
-use xomni_proto::images::{GenerateImagesRequest, image_event::Event, images_client::ImagesClient};
+use xomni_proto::{
+    chat::{
+        ChatMessage, ChatRole, CompleteRequest, ContentPart, chat_client::ChatClient, chat_event,
+        content_part::Part,
+    },
+    images::{GenerateImagesRequest, image_event::Event, images_client::ImagesClient},
+};
 use xomni_tests::{
     etcd::Etcd,
     golden::Fixture,
@@ -259,6 +265,77 @@ async fn a_killed_decoder_changes_no_picture() {
 #[tokio::test(flavor = "multi_thread")]
 async fn drawing_goes_on_without_etcd() {
     draw_through(|cluster| cluster.etcd.stop()).await;
+}
+
+/// What a user asks about a picture.
+const QUESTION: &str = "What is in this picture?";
+/// Tokens of an answer: enough that it is still being written when a rank is gone.
+const ANSWER: u32 = 1500;
+
+fn picture() -> std::path::PathBuf {
+    Fixture::open().path("images/picture_2.png")
+}
+
+/// The answer of one process, and what it says on the way.
+fn one_process_answers() -> String {
+    let output = Command::new(binary("xomni"))
+        .args(["chat", QUESTION, "--max-tokens", &ANSWER.to_string()])
+        .arg("--image")
+        .arg(picture())
+        .output()
+        .expect("xomni runs");
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    said.strip_suffix('\n').expect("a line's end").to_owned()
+}
+
+/// Asks about a picture; `begun` is called with the first of the answer.
+async fn ask(channel: Channel, begun: impl FnOnce()) -> Result<(String, u32), tonic::Status> {
+    let part = |part| ContentPart { part: Some(part) };
+    let picture = fs::read(picture()).expect("a picture");
+    let content = [Part::Picture(picture.into()), Part::Text(QUESTION.into())];
+    let message = ChatMessage {
+        role: ChatRole::User.into(),
+        content: content.map(part).to_vec(),
+    };
+    let request = CompleteRequest {
+        messages: vec![message],
+        max_tokens: Some(ANSWER),
+        ..CompleteRequest::default()
+    };
+    let answer = ChatClient::new(channel).complete(request).await?;
+    let (mut stream, mut begun) = (answer.into_inner(), Some(begun));
+    let (mut text, mut tokens) = (String::new(), 0);
+    while let Some(event) = stream.message().await? {
+        if let Some(chat_event::Event::Text(delta)) = event.event {
+            text += &delta.text;
+            tokens = delta.tokens;
+            if let Some(begun) = begun.take() {
+                begun();
+            }
+        }
+    }
+    Ok((text, tokens))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_killed_while_it_answers_changes_no_word() {
+    let expected = one_process_answers();
+    let mut cluster = Cluster::start().await;
+    let (begun, beginning) = tokio::sync::oneshot::channel();
+    let answer = tokio::spawn(ask(cluster.channel.clone(), || {
+        let _ = begun.send(());
+    }));
+    beginning.await.expect("the answer begins");
+    cluster.ranks[1].kill();
+    assert!(!answer.is_finished(), "killed too late");
+    cluster.ranks[1] = start_rank(&cluster.etcd, cluster.folder.path(), 1);
+    let (text, tokens) = answer.await.expect("no panic").expect("an answer");
+    assert_eq!((text, tokens), (expected, ANSWER));
 }
 
 #[tokio::test(flavor = "multi_thread")]

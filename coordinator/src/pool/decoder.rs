@@ -14,7 +14,7 @@ use crate::routing::{Assignment, Stage};
 /// where one fails.
 #[derive(Debug)]
 pub struct DecoderPool<C> {
-    pool: Arc<Pool<C>>,
+    pub(super) pool: Arc<Pool<C>>,
     steps: usize,
 }
 

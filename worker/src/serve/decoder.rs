@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, codegen::Bytes, metadata::MetadataMap};
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, Span, field, info_span};
 use xomni_engine::{Error, text::Grid};
 use xomni_proto::worker::{
     DecodeDone, DecodeEvent, DecodeInput, EncodedPicture, PictureInput,
@@ -25,11 +25,11 @@ use xomni_proto::worker::{
 
 use super::{Responses, deadline};
 use crate::{
-    api::{self, Decoder, Encoder, JobStream},
+    api::{self, Decoder, EncodeJob, Encoder, JobStream},
     convert::{
         Identity, MAX_MESSAGE, Refusal,
         decoder::{self as convert, MAX_CHUNK},
-        status,
+        request_id, status,
     },
     telemetry,
 };
@@ -101,7 +101,9 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
 
     async fn read(&self, mut chunks: Streaming<PictureInput>) -> Result<EncodedPicture, Status> {
         let mut picture = Vec::new();
-        while let Some(PictureInput { chunk }) = chunks.message().await? {
+        let mut name = None;
+        while let Some(PictureInput { chunk, request_id }) = chunks.message().await? {
+            name.get_or_insert(request_id);
             let length = picture.len() + chunk.len();
             if chunk.len() > MAX_CHUNK {
                 let limit = format!("must be at most {MAX_CHUNK} bytes");
@@ -113,9 +115,20 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             }
             picture.extend_from_slice(&chunk);
         }
+        // Senders of the protocol's first version name none.
+        let request_id = match name {
+            Some(id) if !id.is_empty() => request_id(id).map_err(|error| self.refused(error))?,
+            Some(_) | None => String::new(),
+        };
+        Span::current().record("request", &request_id);
+        let picture = picture.into();
+        let job = EncodeJob {
+            request_id,
+            picture,
+        };
         let (grid, codes) = self
             .encoder
-            .encode(picture)
+            .encode(job)
             .await
             .map_err(|error| self.refused(error))?;
         Ok(convert::wire_picture(grid, codes))
@@ -142,7 +155,7 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
     ) -> Result<Response<EncodedPicture>, Status> {
         let (metadata, _, chunks) = request.into_parts();
         let deadline = deadline(&metadata).map_err(|error| self.refused(error))?;
-        let span = info_span!("encode");
+        let span = info_span!("encode", request = field::Empty);
         telemetry::adopt(&span, &metadata);
         let picture = until(deadline, self.read(chunks).instrument(span)).await?;
         Ok(Response::new(picture))

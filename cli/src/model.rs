@@ -42,12 +42,11 @@ impl ModelArguments {
         (or_tiny(&self.model, "x-omni"), or_tiny(&self.flux, "flux"))
     }
 
-    /// Says so, in one line, where the tiny checkpoint stands in for a real one.
-    pub fn announce(&self) {
+    /// Says so, in one line, where the tiny checkpoint stands in for a real one; `works` are what
+    /// it is asked for.
+    pub fn announce(&self, works: &str) {
         if self.model.is_none() {
-            eprintln!(
-                "no --model: drawing with the tiny test checkpoint, whose pictures are noise"
-            );
+            eprintln!("no --model: this is the tiny test checkpoint, whose {works} are noise");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! OpenAI's HTTP API over the front, beside what operators ask for.
 
+mod chat;
 pub mod context;
 mod files;
 mod health;
@@ -11,6 +12,7 @@ mod models;
 mod openapi;
 mod page;
 pub mod problem;
+mod uploads;
 
 use std::{
     sync::Arc,
@@ -28,7 +30,7 @@ use axum::{
 use prometheus_client::registry::Registry;
 use tonic::Status;
 use xomni_worker::{
-    api::{Backbone, Decoder},
+    api::{Backbone, Decoder, Encoder},
     process,
 };
 
@@ -139,24 +141,28 @@ impl<B: Backbone, D: Decoder> Api<B, D> {
 }
 
 /// All routes: for those whom `access` lets in, `grpc` among them, and `open` for everyone.
-pub fn routes<B: Backbone, D: Decoder>(
+pub fn routes<B: Backbone, D: Decoder + Encoder>(
     api: Api<B, D>,
     access: &Access,
     grpc: Router,
     open: Router,
 ) -> Router {
     let answers = Answers::new(MAX_BODY, api.settings.read_timeout);
-    let drawing = Router::new()
+    let working = Router::new()
         .route("/v1/images/generations", post(images::generations))
+        .route("/v1/chat/completions", post(chat::complete))
         .route_layer(middleware::from_fn_with_state(answers, idempotency::layer));
     let keyed = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/cluster", get(cluster))
+        .route("/v1/files", uploads::all())
+        .route("/v1/files/{id}", uploads::one())
+        .route("/v1/files/{id}/content", uploads::content())
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/images/edits", post(images::edits))
         .route("/v1/images/variations", post(images::edits))
-        .merge(drawing)
+        .merge(working)
         .route_layer(middleware::from_fn_with_state(access.clone(), keyed::http));
     let everyone = Router::new()
         .merge(page::routes())

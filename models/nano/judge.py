@@ -1,10 +1,12 @@
 """Draws the held-out captions with xomni and judges the pictures.
 
     models/nano/judge.py --xomni target/release/xomni --pictures /tmp/pictures
+    models/nano/judge.py --server 127.0.0.1:8400 --pictures /tmp/pictures
 
 Needs numpy, scipy, pillow and torch (pip install -r models/nano/train/requirements.txt)."""
 
 import argparse
+import base64
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ from multiprocessing import Pool
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from queue import Queue
+from urllib.request import Request, urlopen
 
 from PIL import Image
 
@@ -63,6 +66,22 @@ def draw(rows: list[dict], given: argparse.Namespace) -> None:
         pool.map(one, batches, chunksize=1)
 
 
+def draw_over_http(rows: list[dict], given: argparse.Namespace) -> None:
+    """Every caption by a request of its own to a coordinator, `--together` at a time."""
+
+    def one(index: int) -> None:
+        asked = {"prompt": rows[index]["prompt"], "size": rows[index]["size"], "seed": given.seed}
+        address = f"http://{given.server}/v1/images/generations"
+        headers = {"Content-Type": "application/json"}
+        request = Request(address, json.dumps(asked).encode(), headers)
+        with urlopen(request, timeout=600) as answer:
+            picture = json.load(answer)["data"][0]["b64_json"]
+        (given.pictures / f"{index:04}.png").write_bytes(base64.b64decode(picture))
+
+    with ThreadPool(given.together) as pool:
+        pool.map(one, range(len(rows)), chunksize=1)
+
+
 def judge(job: tuple[dict, Path]) -> dict[str, bool]:
     row, file = job
     return score(row["promise"], perceive(Image.open(file)))
@@ -73,6 +92,8 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, default=HERE / "heldout.jsonl")
     parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--xomni", type=Path, help="binary that draws them; else they are there")
+    parser.add_argument("--server", help="HOST:PORT of a coordinator that draws them over HTTP instead")
+    parser.add_argument("--together", type=int, default=4, help="requests at a time to the server")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--wrong", action="store_true", help="list what is wrong")
     parser.add_argument("options", nargs="*", help="more options of xomni generate, after --")
@@ -81,6 +102,8 @@ def main() -> None:
     given.pictures.mkdir(parents=True, exist_ok=True)
     if given.xomni:
         draw(rows, given)
+    elif given.server:
+        draw_over_http(rows, given)
     jobs = [(row, given.pictures / f"{i:04}.png") for i, row in enumerate(rows)]
     with Pool() as pool:
         results = pool.map(judge, jobs, chunksize=8)

@@ -147,7 +147,7 @@ impl Chat {
         if let Some(text) = chat.validate(first, &limits)?.text {
             model.check(chat.generate_job(&text, &[])?)?;
         }
-        self.local.model.announce("answers");
+        self.local.model.announce();
         let model = tokio::task::spawn_blocking(|| model.load()).await??;
         let chat = Arc::new(chat);
         let node = DecoderNode {

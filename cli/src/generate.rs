@@ -93,7 +93,7 @@ impl Generate {
         for job in &jobs {
             model.check(generate_job(&model.tokenizer, job)?)?;
         }
-        self.local.model.announce("pictures");
+        self.local.model.announce();
 
         let start = Instant::now();
         let model = tokio::task::spawn_blocking(|| model.load()).await??;

@@ -64,7 +64,7 @@ impl Up {
     pub async fn run(self) -> Result<(), CliError> {
         self.check()?;
         self.door.check()?;
-        self.model.announce("pictures");
+        self.model.announce();
         let data = tempfile::tempdir().map_err(CliError::file(std::env::temp_dir()))?;
         let program = std::env::current_exe().map_err(CliError::file("xomni"))?;
         let mut specs = Vec::new();

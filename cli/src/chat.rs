@@ -16,6 +16,7 @@ use xomni_worker::{
     backbone::LocalBackbone,
     decoder::{DecoderNode, LocalDecoder, LocalEncoder},
     local::PreparedModel,
+    process::ClientTls,
 };
 
 use self::console::{Input, Line};
@@ -63,6 +64,8 @@ pub struct Chat {
     /// Ask a coordinator instead of a model in this process
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["model", "flux", "tp", "kv_memory"])]
     server: Option<String>,
+    #[command(flatten)]
+    tls: ClientTls,
 }
 
 type LocalNode = DecoderNode<LocalDecoder, LocalEncoder<Cpu>>;
@@ -87,7 +90,7 @@ impl Chat {
             shown.push(picture(image)?);
         }
         let partner = match &self.server {
-            Some(server) => Partner::Server(client::channel(server)?),
+            Some(server) => Partner::Server(client::channel(server, &self.tls)?),
             None => self.load(&request, &shown).await?,
         };
         if let Some(message) = &self.message {

@@ -259,9 +259,9 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
 
     fn failed(&self, error: Error) -> Failure {
         match error {
-            Error::Capacity { .. } => Failure::Busy {
+            Error::Capacity { retry_after, .. } => Failure::Busy {
                 error,
-                retry_after: self.retry_after(),
+                retry_after: retry_after.unwrap_or_else(|| self.retry_after()),
             },
             error => Failure::Job(error),
         }

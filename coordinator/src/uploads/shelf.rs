@@ -59,6 +59,7 @@ impl Shelf {
                 what: "upload store",
                 limit: format!("{} files of {} bytes", self.room.files, self.room.bytes),
                 needed: format!("one more, of {size} bytes"),
+                retry_after: None,
             });
         }
         self.used += size;

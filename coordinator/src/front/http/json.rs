@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, header::CONTENT_TYPE},
 };
 use http_body_util::BodyExt;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
@@ -18,6 +18,18 @@ use super::problem::Problem;
 const SHOWN: usize = 80;
 /// Bytes of a refused body that are read to be forgotten, at most.
 const DISCARDED: usize = 64 << 20;
+
+/// A number, which is not rounded to 0 for being close to it.
+///
+/// # Errors
+/// If it is none.
+pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
+    let value = Option::<f64>::deserialize(deserializer)?;
+    Ok(value.map(|value| match value as f32 {
+        0.0 if value > 0.0 => f32::MIN_POSITIVE,
+        rounded => rounded,
+    }))
+}
 
 /// Reads the body of a request, of at most `limit` bytes and within `patience`.
 ///
@@ -94,8 +106,9 @@ pub fn declared(headers: &HeaderMap) -> Result<(), Problem> {
 /// # Errors
 /// What is wrong with it, by field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let value: Value =
+    let mut value: Value =
         serde_json::from_slice(bytes).map_err(|error| Problem::not_json(error.to_string()))?;
+    make_whole(&mut value);
     if !value.is_object() {
         let given = Some(shorten(&value.to_string()));
         return Err(Problem::wrong_type(
@@ -119,6 +132,24 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             .map_or(&*reason, |at| &reason[at..]);
         Problem::wrong_type(path.to_string(), shorten(expected), given(&value, path))
     })
+}
+
+/// Makes integers of whole numbers: 1 and 1.0 are the same in JSON.
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Object(fields) => fields.values_mut().for_each(make_whole),
+        Value::Number(number) if number.is_f64() => {
+            let float = number.as_f64().filter(|float| float.fract() == 0.0);
+            // The first float beyond each type is its bound rounded up.
+            match float.unwrap_or(f64::NAN) {
+                float if (0.0..u64::MAX as f64).contains(&float) => *number = (float as u64).into(),
+                float if (i64::MIN as f64..0.0).contains(&float) => *number = (float as i64).into(),
+                _ => {}
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// The field that serde misses, if that is its reason.
@@ -174,6 +205,19 @@ mod tests {
     fn refused(text: &str) -> String {
         let problem = parse::<Outer>(text.as_bytes()).expect_err("refused");
         format!("{problem:?}")
+    }
+
+    #[test]
+    fn whole_numbers_are_integers() {
+        for (text, n) in [("1.0", 1), ("4e2", 400), ("-0.0", 0)] {
+            let body = format!(r#"{{"n": {text}, "inner": []}}"#);
+            let read: Outer = parse(body.as_bytes()).expect("an integer");
+            assert_eq!(read.n, Some(n), "{text}");
+        }
+        let edge: Value =
+            parse(br#"{"a": [18446744073709551616.0, -9.223372036854776e18]}"#).expect("read");
+        assert_eq!(edge["a"][0].as_f64(), Some(18446744073709551616.0));
+        assert_eq!(edge["a"][1].as_i64(), Some(i64::MIN));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use xomni_engine::{Error, Result, text};
 
 use super::data_url;
 use crate::{
+    front::http::json::number,
     request::{ChatMessage, ChatRequest, Content, ImageRequest, random_seed},
     uploads::Uploads,
 };
@@ -29,6 +30,7 @@ pub struct ChatBody {
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     temperature: Option<f32>,
+    #[serde(default, deserialize_with = "number")]
     top_p: Option<f32>,
     top_k: Option<usize>,
     min_p: Option<f32>,
@@ -107,6 +109,7 @@ struct ImageBody {
     size: Option<String>,
     temperature: Option<f32>,
     top_k: Option<usize>,
+    #[serde(default, deserialize_with = "number")]
     top_p: Option<f32>,
     min_p: Option<f32>,
     guidance_scale: Option<f32>,

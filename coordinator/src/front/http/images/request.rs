@@ -4,7 +4,10 @@ use serde::Deserialize;
 use xomni_engine::{Error, Result};
 
 use super::format::{Encoding, OutputFormat};
-use crate::request::{ImageRequest, random_seed};
+use crate::{
+    front::http::json::number,
+    request::{ImageRequest, random_seed},
+};
 
 /// Largest seed that every JSON reader keeps: a double holds all integers up to it.
 const MAX_JSON_SEED: u64 = (1 << 53) - 1;
@@ -29,6 +32,7 @@ pub struct GenerationRequest {
     seed: Option<u64>,
     temperature: Option<f32>,
     top_k: Option<u32>,
+    #[serde(default, deserialize_with = "number")]
     top_p: Option<f32>,
     min_p: Option<f32>,
     guidance_scale: Option<f32>,
@@ -163,6 +167,15 @@ mod tests {
         assert!(request.seed.expect("chosen") <= MAX_JSON_SEED);
         assert_eq!(delivery.response, ResponseFormat::B64Json);
         assert_eq!(delivery.encoding.format(), OutputFormat::Png);
+    }
+
+    #[test]
+    fn a_small_number_is_not_none() {
+        let (request, _) = read(json!({"top_p": 5e-324})).expect("taken");
+        assert_eq!(request.top_p, Some(f32::MIN_POSITIVE));
+        let (request, _) = read(json!({"top_p": 0})).expect("taken");
+        assert_eq!(request.top_p, Some(0.0), "refused by its bounds");
+        assert_eq!(read(json!({})).expect("taken").0.top_p, None);
     }
 
     #[test]

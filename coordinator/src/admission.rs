@@ -119,7 +119,9 @@ impl Admission {
         } else {
             1.0
         };
-        Duration::try_from_secs_f64(seconds).map_or(most, |wait| wait.clamp(least, most))
+        // Rounded up, so that what is told is true; too large a number becomes the largest.
+        let nanos = (seconds * 1e9).ceil() as u64;
+        Duration::from_nanos(nanos).clamp(least, most)
     }
 
     /// Takes, queues or refuses a request.

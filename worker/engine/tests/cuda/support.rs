@@ -47,7 +47,9 @@ pub fn error(got: &[f32], want: &[f32]) -> f64 {
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let difference = got.iter().zip(want);
     let error = square(&mut difference.map(|(&g, &w)| f64::from(g) - f64::from(w)));
-    (error / square(&mut want.iter().map(|&w| f64::from(w)))).sqrt()
+    // All that is wanted may be zeros.
+    let size = square(&mut want.iter().map(|&w| f64::from(w))).max(f64::MIN_POSITIVE);
+    (error / size).sqrt()
 }
 
 #[track_caller]

@@ -74,12 +74,14 @@ __device__ inline void mma(float (&d)[4], const uint4 &a, unsigned b0, unsigned 
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+__device__ inline unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ inline void copy_async(unsigned shared, const void *global, bool real) {
     int bytes = real ? 16 : 0; // the rest of the 16 bytes becomes zero
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+                 : "memory");
 }
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
-template <int N> __device__ inline void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+template <int N> __device__ inline void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // Programmatic dependent launch: `let_next_start` allows the next kernel to be set up while this one runs;
 // `wait_previous` returns once the kernel before has ended and its writes are visible. Every thread of

@@ -10,7 +10,7 @@
 // registers of the MMA. A lane's operand of x is sixteen contiguous bytes: 8 columns, of two MMAs.
 //
 // Shapes: x [rows, x_stride] bf16; out [rows, outs]. Blocks that end inside a chunk are padded with zero weights.
-// ALIGNED: chunks are whole blocks, and rows and chunks of x begin at multiples of 16 bytes.
+// ALIGNED: chunks are whole blocks and follow each other, and rows of x begin at multiples of 16 bytes.
 #include "common.cuh"
 
 struct Product {
@@ -19,7 +19,7 @@ struct Product {
     void *out;
     const float *bias; // or null
     int x_stride, rows, outs;
-    // Blocks of a tile of 16 outputs.
+    // Blocks of a tile of 16 outputs, in all chunks.
     int blocks;
     int chunks;
     // First block of each chunk; first and last column.
@@ -52,124 +52,128 @@ template <bool ALIGNED> __device__ inline uint4 load_x(const bf16 *x, int col, i
     return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
 }
 
-// Few rows: a block makes 16 outputs, a warp one chunk of them, weights straight from memory to registers.
+// Few rows: a block makes 16 outputs, a warp one chunk of them. Weights come through a ring of DEPTH blocks in shared memory
+// that each lane has for itself (it copies in what it reads out), so that no warp waits for another, and a wait is for the
+// oldest copy alone: loads to registers share six scoreboards, and waiting for one means waiting for the newest as well.
 // grid (tiles of 16 outputs, tiles of 8·NT rows), block (32, chunks).
-template <int NT, bool ALIGNED, typename Out>
+template <int NT, bool ALIGNED, typename Out, int DEPTH = 3>
 __device__ inline void few_rows(const Product &p) {
-    constexpr int DEPTH = 8; // blocks in flight
+    __shared__ uint4 ring[CHUNKS][DEPTH][2][32];
     const int lane = threadIdx.x, chunk = threadIdx.y, g = lane / 4, t = lane % 4;
     const int first = p.first_block[chunk], count = p.first_block[chunk + 1] - first;
     const uint4 *w = p.w + ((size_t)blockIdx.x * p.blocks + first) * 64 + lane;
     const int row0 = blockIdx.y * 8 * NT;
 
-    let_next_start();
-    uint4 ring[DEPTH][2];
-#pragma unroll
-    for (int i = 0; i < DEPTH; i++)
-        if (i < count) {
-            ring[i][0] = load_streamed(w + i * 64);
-            ring[i][1] = load_streamed(w + i * 64 + 32);
+    auto fetch = [&](int block, int slot) {
+        if (block < count) {
+            copy_async(shared_address(&ring[chunk][slot][0][lane]), w + block * 64, true);
+            copy_async(shared_address(&ring[chunk][slot][1][lane]), w + block * 64 + 32, true);
         }
+        copy_commit();
+    };
+    let_next_start();
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) fetch(i, i);
     wait_previous();
 
     float acc[NT][4] = {};
     const int col = p.first_col[chunk] + 8 * t, last = p.last_col[chunk];
-    for (int base = 0; base < count; base += DEPTH) {
+    uint4 x[NT], next[NT];
+    auto load = [&](int block, uint4(&to)[NT]) {
 #pragma unroll
-        for (int i = 0; i < DEPTH; i++) {
-            const int block = base + i;
-            if (block < count) {
-                uint4 x[NT];
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const int row = row0 + 8 * n + g;
-                    x[n] = load_x<ALIGNED>(p.x + (size_t)row * p.x_stride, col + block * K_BLOCK, last, row < p.rows);
-                }
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    mma(acc[n], ring[i][0], x[n].x, x[n].y);
-                    mma(acc[n], ring[i][1], x[n].z, x[n].w);
-                }
-                if (block + DEPTH < count) {
-                    ring[i][0] = load_streamed(w + (block + DEPTH) * 64);
-                    ring[i][1] = load_streamed(w + (block + DEPTH) * 64 + 32);
-                }
-            }
+        for (int n = 0; n < NT; n++) {
+            const int row = row0 + 8 * n + g;
+            to[n] = load_x<ALIGNED>(p.x + (size_t)row * p.x_stride, col + block * K_BLOCK, last, row < p.rows && block < count);
         }
+    };
+    load(0, x);
+    int slot = 0;
+    for (int block = 0; block < count; block++) {
+        load(block + 1, next);
+        copy_wait<DEPTH - 1>();
+        const uint4 a = ring[chunk][slot][0][lane], b = ring[chunk][slot][1][lane];
+#pragma unroll
+        for (int n = 0; n < NT; n++) mma(acc[n], a, x[n].x, x[n].y);
+#pragma unroll
+        for (int n = 0; n < NT; n++) mma(acc[n], b, x[n].z, x[n].w);
+        fetch(block + DEPTH, slot);
+#pragma unroll
+        for (int n = 0; n < NT; n++) x[n] = next[n];
+        slot = slot + 1 == DEPTH ? 0 : slot + 1;
     }
+    copy_wait<0>();
 
-    // [chunk][row of the tile][output of the tile]
-    __shared__ float sums[CHUNKS][8 * NT * 16];
+    // [row of the tile][output of the tile] of each chunk, in its part of the ring.
+    constexpr int STRIDE = sizeof(ring[0]) / sizeof(float);
+    float *sums = reinterpret_cast<float *>(ring);
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            sums[chunk][(8 * n + 2 * t + i % 2) * 16 + g + 8 * (i / 2)] = acc[n][i];
+            sums[chunk * STRIDE + (8 * n + 2 * t + i % 2) * 16 + g + 8 * (i / 2)] = acc[n][i];
     __syncthreads();
     for (int i = chunk * 32 + lane; i < 8 * NT * 16; i += 32 * p.chunks) {
         const int row = row0 + i / 16, out = blockIdx.x * 16 + i % 16;
         if (row >= p.rows || out >= p.outs) continue;
-        float sum = tree(&sums[0][i], 8 * NT * 16, p.chunks);
+        float sum = tree(sums + i, STRIDE, p.chunks);
         if (p.bias) sum += p.bias[out];
         static_cast<Out *>(p.out)[(size_t)row * p.outs + out] = from_float<Out>(sum);
     }
 }
 
-// Many rows: a block makes 64 outputs of 8·NT rows, a warp 16 of them; x goes through a ring in shared memory.
-// With ALL it runs all chunks in turn and keeps the open nodes of the tree; otherwise it runs one chunk,
-// blockIdx.z, and writes its sum to `out` [chunk, rows, outs] in f32.
-// grid (tiles of 8·NT rows, tiles of 64 outputs, ALL ? 1 : chunks), block 128. ALIGNED is required.
-template <int NT, bool ALL, typename Out>
+// Many rows: a block is warps × groups warps; warp (m, n) makes 16 outputs, tile m, of 8·NT rows, group n. Weights and x go through
+// a ring in shared memory, STAGES of PARTS blocks, which all warps read. The block runs the chunks of its share, blockIdx.z of
+// gridDim.z, in turn and keeps the open nodes of the tree in registers. With more than one share it writes the node it comes to
+// to `out` [share, rows, outs] in f32, without bias, for `linear_finish`.
+// grid (tiles of 8·NT·groups rows, tiles of outputs, shares), block (32 · warps, groups), dynamic shared memory of
+// STAGES · PARTS · (1024 · warps + 512 · NT · groups) bytes. ALIGNED is required; shares divide the chunks.
+template <int NT, typename Out>
 __device__ inline void many_rows(const Product &p) {
-    constexpr int STAGES = 4, AHEAD = STAGES - 1; // of two blocks; x is fetched AHEAD of its use, weights STAGES
-    constexpr int ROWS = 8 * NT, GRANULES = ROWS * 8;
-    __shared__ uint4 ring[STAGES][2][ROWS][4];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int row0 = blockIdx.x * ROWS;
-    const int tiles = (p.outs + 15) / 16;
-    const int tile = blockIdx.y * 4 + warp;
-    const int chunk0 = ALL ? 0 : blockIdx.z, chunks = ALL ? p.chunks : 1;
+    constexpr int STAGES = 3, PARTS = 4, ROWS = 8 * NT;
+    extern __shared__ uint4 shared[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, group = threadIdx.y;
+    const int g = lane / 4, t = lane % 4, all_rows = ROWS * blockDim.y;
+    const int thread = group * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    const int row0 = blockIdx.x * all_rows;
+    const int tiles = (p.outs + 15) / 16, tile0 = blockIdx.y * warps;
+    const int chunks = p.chunks / gridDim.z, chunk0 = blockIdx.z * chunks;
     const int first = p.first_block[chunk0], count = p.first_block[chunk0 + chunks] - first;
-    // A warp past the last tile reads it again and writes nothing.
-    const uint4 *w = p.w + ((size_t)min(tile, tiles - 1) * p.blocks + first) * 64 + lane;
+    const uint4 *w = p.w + (size_t)first * 64;
+    // [stage][block][tile][operand][lane], then [stage][block][row][quarter].
+    uint4 *weights = shared, *inputs = shared + warps * STAGES * PARTS * 64;
 
-    // The column of a block: chunks need not be adjacent in x.
-    auto fetch = [&](int stage, int slot) {
-#pragma unroll
-        for (int i = threadIdx.x; i < GRANULES; i += 128) {
-            const int part = i / (ROWS * 4), row = i / 4 % ROWS, quarter = i % 4;
-            const int block = stage * 2 + part;
-            int chunk = chunk0;
-            if (ALL)
-                while (chunk + 1 < p.chunks && first + block >= p.first_block[chunk + 1]) chunk++;
-            const int col = p.first_col[chunk] + (first + block - p.first_block[chunk]) * K_BLOCK + quarter * 8;
+    auto fetch_weights = [&](int stage, int slot) {
+        for (int i = thread; i < warps * PARTS * 64; i += threads) {
+            const int part = i / 64 % PARTS, m = i / (64 * PARTS), block = stage * PARTS + part;
+            // A tile past the last is read again, and nothing is written of it.
+            const uint4 *from = w + (size_t)min(tile0 + m, tiles - 1) * p.blocks * 64 + (block * 64 + i % 64);
+            if (block < count) copy_async(shared_address(weights + ((slot * PARTS + part) * warps + m) * 64 + i % 64), from, true);
+        }
+    };
+    auto fetch_inputs = [&](int stage, int slot) {
+        for (int i = thread; i < all_rows * PARTS * 4; i += threads) {
+            const int quarter = i % 4, part = i / 4 % PARTS, row = i / (4 * PARTS);
+            const int block = stage * PARTS + part;
             const bool real = block < count && row0 + row < p.rows;
-            const bf16 *from = real ? p.x + (size_t)(row0 + row) * p.x_stride + col : p.x;
-            copy_async((unsigned)__cvta_generic_to_shared(&ring[slot][part][row][quarter]), from, real);
+            const bf16 *from = real ? p.x + (size_t)(row0 + row) * p.x_stride + (first + block) * K_BLOCK + quarter * 8 : p.x;
+            copy_async(shared_address(inputs + ((slot * PARTS + part) * all_rows + row) * 4 + quarter), from, real);
         }
     };
 
     let_next_start();
-    uint4 weights[STAGES][4];
-    auto load = [&](int stage, uint4 (&to)[4]) {
 #pragma unroll
-        for (int part = 0; part < 2; part++)
-            if (stage * 2 + part < count) {
-                to[2 * part] = load_streamed(w + (stage * 2 + part) * 64);
-                to[2 * part + 1] = load_streamed(w + (stage * 2 + part) * 64 + 32);
-            }
-    };
-#pragma unroll
-    for (int s = 0; s < STAGES; s++) load(s, weights[s]);
+    for (int s = 0; s < STAGES - 1; s++) fetch_weights(s, s);
     wait_previous();
 #pragma unroll
-    for (int s = 0; s < AHEAD; s++) {
-        fetch(s, s);
+    for (int s = 0; s < STAGES - 1; s++) {
+        fetch_inputs(s, s);
         copy_commit();
     }
 
     float acc[NT][4] = {}, one[NT][4], two[NT][4], four[NT][4];
     int chunk = 0;
+    auto end_of_chunk = [&]() { return chunk + 1 < chunks ? p.first_block[chunk0 + chunk + 1] - first : 0x7fffffff; };
+    int end = end_of_chunk();
     // Adds a finished chunk to the tree: a node is summed as soon as both of its sides are there.
     auto close = [&]() {
 #pragma unroll
@@ -193,57 +197,56 @@ __device__ inline void many_rows(const Product &p) {
                 one[n][i] = v;
             }
         chunk++;
+        end = end_of_chunk();
     };
 
-    const int stages = (count + 1) / 2;
-    for (int base = 0; base < stages; base += STAGES) {
+    const int stages = (count + PARTS - 1) / PARTS;
+    int slot = 0;
+    for (int stage = 0; stage < stages; stage++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        const int free = slot == 0 ? STAGES - 1 : slot - 1;
+        fetch_weights(stage + STAGES - 1, free);
+        fetch_inputs(stage + STAGES - 1, free);
+        copy_commit();
 #pragma unroll
-        for (int u = 0; u < STAGES; u++) {
-            const int stage = base + u;
-            if (stage < stages) {
-                copy_wait<AHEAD - 1>();
-                __syncthreads();
-                if (stage + AHEAD < stages) fetch(stage + AHEAD, (u + AHEAD) % STAGES);
-                copy_commit();
-                uint4(&a)[4] = weights[u];
+        for (int part = 0; part < PARTS; part++) {
+            const int block = stage * PARTS + part;
+            if (block < count) {
+                while (block >= end) close();
+                const uint4 *own = weights + ((slot * PARTS + part) * warps + warp) * 64 + lane;
+                const uint4 *rows = inputs + ((slot * PARTS + part) * all_rows + group * ROWS + g) * 4 + t;
+                const uint4 a = own[0], b = own[32];
+                uint4 x[NT];
 #pragma unroll
-                for (int part = 0; part < 2; part++) {
-                    if (stage * 2 + part < count) {
-                        if (ALL)
-                            while (chunk + 1 < p.chunks && first + stage * 2 + part >= p.first_block[chunk + 1]) close();
+                for (int n = 0; n < NT; n++) x[n] = rows[n * 32];
+                // One operand for all rows, then the other: neighbours do not wait for each other.
 #pragma unroll
-                        for (int n = 0; n < NT; n++) {
-                            const uint4 x = ring[u][part][8 * n + g][t];
-                            mma(acc[n], a[2 * part], x.x, x.y);
-                            mma(acc[n], a[2 * part + 1], x.z, x.w);
-                        }
-                    }
-                }
-                load(stage + STAGES, a);
+                for (int n = 0; n < NT; n++) mma(acc[n], a, x[n].x, x[n].y);
+#pragma unroll
+                for (int n = 0; n < NT; n++) mma(acc[n], b, x[n].z, x[n].w);
             }
         }
+        slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
-    if (ALL)
-        while (chunk < p.chunks) close();
+    while (chunk < chunks) close();
 
+    const int tile = tile0 + warp;
     if (tile >= tiles) return;
+    const size_t share = (size_t)blockIdx.z * p.rows;
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int row = row0 + 8 * n + 2 * t + i % 2, out = tile * 16 + g + 8 * (i / 2);
+            const int row = row0 + group * ROWS + 8 * n + 2 * t + i % 2, out = tile * 16 + g + 8 * (i / 2);
             if (row >= p.rows || out >= p.outs) continue;
-            if (ALL) {
-                float sum = one[n][i];
-                if (p.bias) sum += p.bias[out];
-                static_cast<Out *>(p.out)[(size_t)row * p.outs + out] = from_float<Out>(sum);
-            } else {
-                static_cast<float *>(p.out)[((size_t)chunk0 * p.rows + row) * p.outs + out] = acc[n][i];
-            }
+            float sum = one[n][i];
+            if (p.bias) sum += p.bias[out];
+            static_cast<Out *>(p.out)[(share + row) * p.outs + out] = from_float<Out>(sum);
         }
 }
 
-// Finishes the tree over `parts` [chunks, rows, outs]. grid-stride over rows · outs, block 256.
+// Finishes the tree over `parts` [shares, rows, outs]. grid-stride over rows · outs, block 256.
 template <typename Out>
 __device__ inline void finish(const float *parts, const float *bias, void *out, int rows, int outs, int chunks) {
     let_next_start();
@@ -292,21 +295,15 @@ FEW(2, false, odd_f32, float)
 FEW(2, false, odd_bf16, bf16)
 
 #define MANY(NT)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128) linear_many##NT##_f32(const __grid_constant__ Product p) {       \
-        many_rows<NT, true, float>(p);                                                                                 \
+    extern "C" __global__ void __launch_bounds__(512) linear_many##NT##_f32(const __grid_constant__ Product p) {       \
+        many_rows<NT, float>(p);                                                                                       \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) linear_many##NT##_bf16(const __grid_constant__ Product p) {      \
-        many_rows<NT, true, bf16>(p);                                                                                  \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) linear_many##NT##_chunk(const __grid_constant__ Product p) {     \
-        many_rows<NT, false, float>(p);                                                                                \
+    extern "C" __global__ void __launch_bounds__(512) linear_many##NT##_bf16(const __grid_constant__ Product p) {      \
+        many_rows<NT, bf16>(p);                                                                                        \
     }
+MANY(2)
 MANY(3)
 MANY(4)
-MANY(5)
-MANY(6)
-MANY(7)
-MANY(8)
 
 extern "C" __global__ void __launch_bounds__(256)
     linear_finish_f32(const float *parts, const float *bias, void *out, int rows, int outs, int chunks) {

@@ -5,15 +5,34 @@
 #include "common.cuh"
 
 constexpr int THREADS = 512;
+// Values of a row that a thread keeps in registers; wider rows are read again.
+constexpr int KEPT = 16;
 
-template <typename Out>
-__device__ inline void normalise(const float *h, const float *weight, float eps, int width, Out *out) {
+// The row of `width` values that `value(i)` gives: sum of squares, then `put(i, value, scale)`.
+template <typename Value, typename Put>
+__device__ inline void normalise(int width, float eps, Value value, Put put) {
     __shared__ float shared[THREADS / 32];
+    float kept[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        kept[k] = i < width ? value(i) : 0.f;
+    }
     float sum = 0.f;
-    for (int i = threadIdx.x; i < width; i += THREADS) sum = fmaf(h[i], h[i], sum);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) sum = fmaf(kept[k], kept[k], sum);
+    for (int i = threadIdx.x + KEPT * THREADS; i < width; i += THREADS) {
+        const float v = value(i);
+        sum = fmaf(v, v, sum);
+    }
     sum = block_sum<THREADS / 32>(sum, shared);
     const float scale = 1.f / sqrtf(sum / width + eps);
-    for (int i = threadIdx.x; i < width; i += THREADS) out[i] = from_float<Out>(h[i] * scale * weight[i]);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        if (i < width) put(i, kept[k], scale);
+    }
+    for (int i = threadIdx.x + KEPT * THREADS; i < width; i += THREADS) put(i, value(i), scale);
 }
 
 // h[r] += delta[r] (if there is a delta; with `image_only` for multimodal rows only), then, if there is an `out`,
@@ -25,10 +44,20 @@ __device__ inline void residual_norm(const Rows &rows, float *h, const float *de
     wait_previous();
     const size_t row = blockIdx.x;
     h += row * width;
-    if (delta && (!image_only || rows.multimodal(row)))
-        for (int i = threadIdx.x; i < width; i += THREADS) h[i] += delta[row * width + i];
-    // A thread reads back what it wrote itself.
-    if (out) normalise(h, weight, eps, width, out + row * width);
+    const bool adds = delta && (!image_only || rows.multimodal(row));
+    if (adds) delta += row * width;
+    if (!out) {
+        if (adds)
+            for (int i = threadIdx.x; i < width; i += THREADS) h[i] += delta[i];
+        return;
+    }
+    out += row * width;
+    auto value = [&](int i) { return adds ? h[i] + delta[i] : h[i]; };
+    auto put = [&](int i, float v, float scale) {
+        if (adds) h[i] = v;
+        out[i] = from_float<Out>(v * scale * weight[i]);
+    };
+    normalise(width, eps, value, put);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -55,7 +84,11 @@ __device__ inline void final_norm(const Rows &rows, const int *picked, const flo
         for (int i = threadIdx.x; i < width; i += THREADS) out[i] = from_float<Out>(0.f);
         return;
     }
-    normalise(h + (size_t)row * width, rows.multimodal(row) ? image : text, eps, width, out);
+    h += (size_t)row * width;
+    const float *weight = rows.multimodal(row) ? image : text;
+    auto value = [&](int i) { return h[i]; };
+    auto put = [&](int i, float v, float scale) { out[i] = from_float<Out>(v * scale * weight[i]); };
+    normalise(width, eps, value, put);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -27,20 +27,35 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
     const int *from = p.ring + (size_t)(step % p.ring_len) * p.plan_words;
     const int max = p.max_rows;
     const int *tokens = from + 4, *slots = tokens + 2 * max;
-    auto copy = [&](int first, int len) {
-        for (int i = threadIdx.x; i < len; i += 1024) p.plan[first + i] = from[first + i];
-    };
     for (int i = threadIdx.x; i < p.rows; i += 1024) {
         const int token = tokens[i];
         p.plan[4 + i] = token < 0 ? p.last_tokens[slots[i]] : token;
     }
-    copy(0, 4);
-    for (int array = 1; array < 4; array++) copy(4 + array * max, p.rows);
-    for (int mode = 0; mode < 2; mode++) {
-        copy(4 + (4 + mode) * max, p.picked[mode]);
-        copy(4 + (6 + 16 * mode) * max, 16 * p.picked[mode]);
+    // The rest as one list, so that every thread has all its reads under way at once: host memory is far.
+    const int fixed = 4 + 38 * max;
+    const int first[] = {0, 4 + max, 4 + 2 * max, 4 + 3 * max, 4 + 4 * max, 4 + 5 * max, 4 + 6 * max, 4 + 22 * max, fixed};
+    const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1], from[1]};
+    int total = 0;
+#pragma unroll
+    for (int array = 0; array < 9; array++) total += len[array];
+    constexpr int AT_ONCE = 4;
+    for (int base = threadIdx.x; base < total; base += AT_ONCE * 1024) {
+        int at[AT_ONCE], words[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int i = base + k * 1024;
+            at[k] = -1;
+#pragma unroll
+            for (int array = 0; array < 9; array++) {
+                if (i >= 0 && i < len[array]) at[k] = first[array] + i;
+                i -= len[array];
+            }
+            if (at[k] >= 0) words[k] = from[at[k]];
+        }
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (at[k] >= 0) p.plan[at[k]] = words[k];
     }
-    copy(4 + 38 * max, from[1]);
     __syncthreads();
     if (threadIdx.x == 0) *p.count = step + 1;
 }

@@ -13,10 +13,16 @@ use crate::{Error, Result};
 /// One fat binary a file of `kernels/`.
 static BINARIES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// Dynamic shared memory that the sampler may have for its scores.
-pub(super) const SAMPLE_SHARED: usize = 192 << 10;
-/// The same before Hopper, whatever the GPU.
-const LEAST_SAMPLE_SHARED: usize = 96 << 10;
+/// Kernels with dynamic shared memory, and how much of their own they have besides.
+const SAMPLE: (&str, usize) = ("sample", 4 << 10);
+const PRODUCTS: [&str; 6] = [
+    "linear_many2_f32",
+    "linear_many2_bf16",
+    "linear_many3_f32",
+    "linear_many3_bf16",
+    "linear_many4_f32",
+    "linear_many4_bf16",
+];
 
 /// A kernel parameter, passed by value.
 ///
@@ -36,32 +42,36 @@ unsafe impl Argument for usize {}
 pub(super) struct Kernels {
     modules: Vec<Module>,
     found: Mutex<HashMap<String, Function>>,
-    /// Dynamic shared memory that `sample` was allowed.
-    sample_shared: usize,
+    /// Shared memory that a block may have.
+    shared: usize,
 }
 
 impl Kernels {
-    pub(super) fn load(context: &Context) -> Result<Self> {
+    /// Kernels for a GPU whose blocks may have `shared` bytes of shared memory.
+    pub(super) fn load(context: &Context, shared: usize) -> Result<Self> {
         let modules = BINARIES
             .iter()
             .map(|image| Function::module(context, image));
-        let mut this = Self {
+        let this = Self {
             modules: modules.collect::<Result<_>>()?,
             found: Mutex::default(),
-            sample_shared: 0,
+            shared,
         };
-        let sample = this.get("sample")?;
-        for bytes in [SAMPLE_SHARED, LEAST_SAMPLE_SHARED] {
-            if sample.allow_shared(bytes).is_ok() {
-                this.sample_shared = bytes;
-                break;
-            }
+        this.get(SAMPLE.0)?.allow_shared(this.sample_shared())?;
+        for name in PRODUCTS {
+            this.get(name)?.allow_shared(this.product_shared())?;
         }
         Ok(this)
     }
 
+    /// Dynamic shared memory that `sample` may have.
     pub(super) fn sample_shared(&self) -> usize {
-        self.sample_shared
+        self.shared.saturating_sub(SAMPLE.1)
+    }
+
+    /// Dynamic shared memory that products of many rows may have.
+    pub(super) fn product_shared(&self) -> usize {
+        self.shared
     }
 
     pub(super) fn get(&self, name: &str) -> Result<Function> {

@@ -17,12 +17,12 @@ use crate::{Result, ops::MatrixPart, parallel::CHUNKS};
 const K_BLOCK: usize = 32;
 /// Outputs of a tile.
 const TILE: usize = 16;
-/// Rows up to which a warp reads weights for 8 or 16 rows straight from memory.
+/// Rows up to which a warp makes all rows of its outputs in one chunk.
 const FEW_ROWS: usize = 16;
-/// Rows of the largest tile.
-const MANY_ROWS: usize = 64;
-/// Outputs from which a block runs through all chunks; with fewer there would be too few blocks.
-const WIDE: usize = 8192;
+/// Warps of the largest block for many rows, and tiles of outputs it may have.
+const MANY_WARPS: usize = 16;
+/// Blocks of the ring of a block for many rows.
+const RING_BLOCKS: usize = 12;
 
 /// Where the chunks of a product begin and end.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,9 +58,15 @@ impl Chunks {
         std::array::from_fn(|chunk| self.columns.get(chunk).map_or(0, |c| bound(c) as i32))
     }
 
-    /// Whether sixteen-byte reads of `bf16` activations never cross the end of a chunk.
+    /// Whether chunks are whole blocks that follow each other, and rows begin at multiples of
+    /// sixteen bytes.
     fn aligned(&self, cols: usize) -> bool {
-        let whole = |c: &Range<usize>| c.start.is_multiple_of(8) && c.len().is_multiple_of(K_BLOCK);
+        let mut next = 0;
+        let whole = |c: &Range<usize>| {
+            let follows = c.start == next && c.len().is_multiple_of(K_BLOCK);
+            next = c.end;
+            follows
+        };
         cols.is_multiple_of(8) && self.columns.iter().all(whole)
     }
 }
@@ -73,6 +79,24 @@ pub struct Matrix {
     outs: usize,
     cols: usize,
     chunks: Chunks,
+}
+
+/// How `linear_many` cuts a product up.
+#[derive(Debug, Clone, Copy)]
+struct Tiling {
+    /// Tiles of 8 rows of a warp.
+    tiles: usize,
+    /// Groups of rows of a block.
+    groups: usize,
+    /// Tiles of 16 outputs of a block, a warp of each group each.
+    warps: usize,
+    /// Parts of the chunks that different blocks sum.
+    shares: usize,
+}
+
+/// Dynamic shared memory of a block of `linear_many`.
+fn ring_bytes(tiles: usize, groups: usize, warps: usize) -> usize {
+    RING_BLOCKS * (1024 * warps + 512 * tiles * groups)
 }
 
 /// An embedding table `[entries, width]` on the device.
@@ -282,32 +306,36 @@ impl Cuda {
             let grid = [w.outs.div_ceil(TILE), rows.div_ceil(8 * tiles), 1];
             return self.launch(&name, grid, [32, chunks], 0, true, &[&product]);
         }
-        // Tiles of rows of one size, as few as can be.
-        let row_tiles = rows.div_ceil(MANY_ROWS);
-        let tiles = rows.div_ceil(8).div_ceil(row_tiles).max(3);
-        let grid = [rows.div_ceil(8 * tiles), w.outs.div_ceil(4 * TILE)];
-        if w.outs >= WIDE {
+        let Tiling {
+            tiles,
+            groups,
+            warps,
+            shares,
+        } = self.tiling(rows, w);
+        let grid = [
+            rows.div_ceil(8 * tiles * groups),
+            w.outs.div_ceil(TILE * warps),
+            shares,
+        ];
+        let block = [32 * warps, groups];
+        let shared = ring_bytes(tiles, groups, warps);
+        if shares == 1 {
             let name = format!("linear_many{tiles}_{suffix}");
-            return self.launch(&name, [grid[0], grid[1], 1], [128, 1], 0, true, &[&product]);
+            return self.launch(&name, grid, block, shared, true, &[&product]);
         }
-        let parts = self.workspace(chunks * rows * w.outs * 4)?;
+        let parts = self.workspace(shares * rows * w.outs * 4)?;
         product.out = parts;
-        let name = format!("linear_many{tiles}_chunk");
-        self.launch(
-            &name,
-            [grid[0], grid[1], chunks],
-            [128, 1],
-            0,
-            true,
-            &[&product],
-        )?;
+        let bias = std::mem::take(&mut product.bias);
+        let name = format!("linear_many{tiles}_f32");
+        self.launch(&name, grid, block, shared, true, &[&product])?;
+        let shares = shares as i32;
         let arguments: [&dyn Argument; 6] = [
             &parts,
-            &product.bias,
+            &bias,
             &out.memory.address(),
             &product.rows,
             &product.outs,
-            &product.chunks,
+            &shares,
         ];
         let name = format!("linear_finish_{suffix}");
         self.launch(
@@ -317,6 +345,61 @@ impl Cuda {
             0,
             true,
             &arguments,
+        )
+    }
+
+    /// How a product of many rows is cut up: of all ways that fit, the one whose last block ends first, were memory shared
+    /// evenly among multiprocessors. The bits are the same in every way.
+    fn tiling(&self, rows: usize, w: &Matrix) -> Tiling {
+        /// Blocks that could be read while a tile's first ones are waited for.
+        const START: usize = 8;
+        /// The same for a kernel that sums shares, and bytes of partial sums that cost as much as a block.
+        const FINISH: usize = 60;
+        const FINISH_BYTES: usize = 170_000;
+        let eights = rows.div_ceil(8);
+        let tiles = eights.clamp(2, 4);
+        let groups = match eights.div_ceil(tiles) {
+            few @ 1..=3 => few,
+            4 => 2,
+            _ => 4,
+        };
+        let row_tiles = eights.div_ceil(tiles * groups);
+        let blocks = w.chunks.first_blocks()[CHUNKS] as usize;
+        let out_tiles = w.outs.div_ceil(TILE);
+        let mut best: Option<(usize, Tiling)> = None;
+        let shares = (0..)
+            .map(|n| 1 << n)
+            .take_while(|&n| n <= w.chunks.columns.len());
+        for shares in shares {
+            for warps in (2..=MANY_WARPS / groups).rev() {
+                if ring_bytes(tiles, groups, warps) > self.kernels.product_shared() {
+                    continue;
+                }
+                let all = row_tiles * out_tiles.div_ceil(warps) * shares;
+                let mut cost =
+                    all.div_ceil(self.multiprocessors) * (blocks / shares + START) * warps;
+                if shares > 1 {
+                    cost += FINISH + shares * rows * w.outs * 8 / FINISH_BYTES;
+                }
+                if best.is_none_or(|(least, _)| cost < least) {
+                    let tiling = Tiling {
+                        tiles,
+                        groups,
+                        warps,
+                        shares,
+                    };
+                    best = Some((cost, tiling));
+                }
+            }
+        }
+        best.map_or(
+            Tiling {
+                tiles,
+                groups,
+                warps: 1,
+                shares: 1,
+            },
+            |(_, tiling)| tiling,
         )
     }
 }

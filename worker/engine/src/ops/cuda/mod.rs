@@ -5,10 +5,13 @@
 //! of a device happens on one stream. Operations only launch; a step that does nothing else is recorded as a graph the
 //! second time a step of its shape comes, and played from then on.
 
+mod attention;
 mod driver;
 mod kernels;
+mod kv;
 mod matrix;
 mod plan;
+mod sample;
 mod step;
 mod transformer;
 mod upload;
@@ -19,9 +22,9 @@ use std::{
     thread::ThreadId,
 };
 
+pub use kv::Kv;
 pub use matrix::{Matrix, Table};
 pub use step::Rows;
-pub use transformer::Kv;
 
 use driver::{Context, Event, Memory, Stream};
 use kernels::{Argument, Kernels};
@@ -126,6 +129,17 @@ fn mismatch(op: &str, reason: String) -> Error {
     }
 }
 
+/// Refuses a buffer of another type, or with fewer values.
+fn want(op: &str, what: &str, buffer: &Buffer, element: Element, len: usize) -> Result<()> {
+    if buffer.element != element {
+        return Err(mismatch(
+            op,
+            format!("{what} is {:?}, not {element:?}", buffer.element),
+        ));
+    }
+    need(op, what, buffer.len, len)
+}
+
 impl Cuda {
     /// GPU `ordinal`.
     ///
@@ -145,7 +159,10 @@ impl Cuda {
         }
         let stream = Stream::new(&context)?;
         Ok(Self {
-            kernels: Kernels::load(&context)?,
+            kernels: Kernels::load(
+                &context,
+                of(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            )?,
             uploader: Mutex::new(Uploader::default()),
             workspaces: Mutex::default(),
             frequencies: Mutex::default(),

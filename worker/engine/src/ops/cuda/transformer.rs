@@ -3,16 +3,12 @@
 use std::ops::Range;
 
 use super::{
-    Buffer, Cuda, Element, Matrix, Rows, Table, Vector,
-    driver::Memory,
-    kernels::Argument,
-    lock, mismatch, need,
-    step::{KV_BLOCK, RowsArgument},
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Table, Vector, kernels::Argument, mismatch, need, want,
 };
 use crate::{
-    Error, Result,
+    Result,
     ops::{
-        Device, KvLayout, MatrixPart, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
+        KvLayout, MatrixPart, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
         VocabularyPart,
     },
     sampling::Drawn,
@@ -21,66 +17,6 @@ use crate::{
 
 /// Threads of a norm's block.
 const NORM_THREADS: usize = 512;
-/// Query heads that may read one K/V head.
-const MAX_GROUP: usize = 8;
-/// K/V heads of a rank.
-const MAX_KV_HEADS: usize = 64;
-/// Channels a head that there are kernels for.
-const HEAD_DIMS: [usize; 4] = [16, 32, 64, 128];
-/// Entries that may be suppressed.
-const MAX_SUPPRESSED: usize = 16;
-/// Blocks of the attention kernel that a multiprocessor holds.
-const ATTENTION_BLOCKS: usize = 2;
-
-/// The paged K/V cache of all layers on the device.
-#[derive(Debug)]
-pub struct Kv {
-    layout: KvLayout,
-    memory: Memory,
-    element: Element,
-}
-
-impl Kv {
-    fn block_bytes(&self) -> usize {
-        self.layout.kv_heads * 2 * KV_BLOCK * self.layout.head_dim * self.element.size()
-    }
-
-    fn layer(&self, layer: usize) -> u64 {
-        self.memory.address() + (layer * self.layout.blocks * self.block_bytes()) as u64
-    }
-
-    /// Bytes of a position in all layers.
-    pub fn position_bytes(&self) -> usize {
-        self.layout.layers * self.block_bytes() / KV_BLOCK
-    }
-
-    /// Fills the cache with noise, so that what is timed does not read zeros.
-    ///
-    /// # Errors
-    /// [`Error::GroupLost`] with what the driver says.
-    pub fn fill(&self, cuda: &Cuda) -> Result<()> {
-        // Sixteen bits of sign, an exponent near that of one, and a mantissa: such values in bf16, and in f32.
-        let word = |i: u32| i.wrapping_mul(0x9e37_79b9) & 0x80ff_80ff | 0x3f00_3f00;
-        let noise: Vec<u32> = (1..1 << 22).map(word).collect();
-        for offset in (0..self.memory.bytes() / 4 * 4).step_by(noise.len() * 4) {
-            let len = noise.len().min((self.memory.bytes() - offset) / 4);
-            cuda.stream.upload(&noise[..len], &self.memory, offset)?;
-        }
-        cuda.stream.wait()
-    }
-
-    fn check(&self, op: &str, layer: usize, rows: &Rows) -> Result<()> {
-        let KvLayout { layers, blocks, .. } = self.layout;
-        if layer >= layers || rows.last_block as usize >= blocks {
-            let reason = format!(
-                "layer {layer} of {layers}, block {} of {blocks}",
-                rows.last_block
-            );
-            return Err(mismatch(op, reason));
-        }
-        Ok(())
-    }
-}
 
 /// `struct Vocabulary` of `kernels/step.cu`.
 #[repr(C)]
@@ -91,105 +27,13 @@ struct Vocabulary {
     image_len: i32,
 }
 
-/// `struct Attention` of `kernels/attention.cu`.
-#[repr(C)]
-struct Attention {
-    rows: RowsArgument,
-    qkv: u64,
-    layer: u64,
-    out: u64,
-    partials: u64,
-    partial_scales: u64,
-    item_count: u64,
-    items: u64,
-    first_item: u64,
-    heads: i32,
-    kv_heads: i32,
-    window: i32,
-    scale: f32,
-    first_head: [i16; MAX_KV_HEADS + 1],
-}
-
-/// `struct Sampling` of `kernels/sample.cu`.
-#[repr(C)]
-struct Sampling {
-    draws: u64,
-    logits: u64,
-    vocab: i32,
-    first_id: i32,
-    suppressed_count: i32,
-    suppressed: [i32; MAX_SUPPRESSED],
-    last_tokens: u64,
-    drawn: u64,
-    count: u64,
-    ring_len: i32,
-    max_drawn: i32,
-    staged: i32,
-}
-
 #[allow(unsafe_code)]
 mod layouts {
     // SAFETY: fields and order are those of the kernels' structs.
     unsafe impl super::Argument for super::Vocabulary {}
-    // SAFETY: as above.
-    unsafe impl super::Argument for super::Attention {}
-    // SAFETY: as above.
-    unsafe impl super::Argument for super::Sampling {}
-}
-
-fn want(op: &str, what: &str, buffer: &Buffer, element: Element, len: usize) -> Result<()> {
-    if buffer.element != element {
-        return Err(mismatch(
-            op,
-            format!("{what} is {:?}, not {element:?}", buffer.element),
-        ));
-    }
-    need(op, what, buffer.len, len)
-}
-
-/// First query head of each K/V head.
-fn first_heads(kv_head_of: &[usize], kv_heads: usize) -> Result<[i16; MAX_KV_HEADS + 1]> {
-    let mut first = [0; MAX_KV_HEADS + 1];
-    let groups = (0..kv_heads).map(|head| kv_head_of.iter().filter(|&&of| of == head).count());
-    let ascending = kv_head_of.is_sorted() && kv_head_of.iter().all(|&head| head < kv_heads);
-    let largest = groups.clone().max().unwrap_or(0);
-    if kv_heads > MAX_KV_HEADS || largest > MAX_GROUP || !ascending {
-        return Err(mismatch(
-            "attention",
-            format!(
-                "heads {kv_head_of:?} of {kv_heads}: at most {MAX_GROUP} in a row for each of {MAX_KV_HEADS}"
-            ),
-        ));
-    }
-    let mut heads = 0;
-    for (head, group) in groups.enumerate() {
-        heads += group as i16;
-        first[head + 1] = heads;
-    }
-    Ok(first)
 }
 
 impl Cuda {
-    /// `theta^(-2j/d)` for `j` in `0..d/2` on the device, each step rounded to `f32`.
-    fn frequencies(&self, theta: f64, dim: usize) -> Result<u64> {
-        let mut known = lock(&self.frequencies);
-        let key = (theta.to_bits(), dim);
-        if let Some((.., memory)) = known.iter().find(|(t, d, _)| (*t, *d) == key) {
-            return Ok(memory.address());
-        }
-        let values: Vec<f32> = (0..dim / 2)
-            .map(|j| {
-                let exponent = f64::from(2.0 * j as f32 / dim as f32);
-                1.0 / libm::pow(theta, exponent) as f32
-            })
-            .collect();
-        let memory = Memory::new(&self.context, values.len() * 4, "rotary frequencies")?;
-        self.stream.upload(&values, &memory, 0)?;
-        let address = memory.address();
-        known.push((key.0, key.1, memory));
-        Ok(address)
-    }
-
     #[expect(clippy::too_many_arguments, reason = "a norm with its addition")]
     fn residual_norm(
         &self,
@@ -243,28 +87,7 @@ impl TransformerOps for Cuda {
     const IN_FLIGHT: usize = 3;
 
     fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
-        let KvLayout {
-            layers,
-            kv_heads,
-            head_dim,
-            blocks,
-            block_size,
-        } = layout;
-        if block_size != KV_BLOCK || !HEAD_DIMS.contains(&head_dim) {
-            return Err(Error::Unsupported {
-                what: format!("K/V blocks of {block_size} positions, heads of {head_dim} channels"),
-                reason: format!("on CUDA blocks have {KV_BLOCK}, heads one of {HEAD_DIMS:?}"),
-            });
-        }
-        let element = self.element();
-        let values = 2 * layers * kv_heads.max(1) * head_dim * blocks * KV_BLOCK;
-        let memory = Memory::new(&self.context, values * element.size(), "keys and values")?;
-        self.stream.zero(&memory)?;
-        Ok(Kv {
-            layout,
-            memory,
-            element,
-        })
+        Kv::new(self, layout)
     }
 
     fn table(&self, parts: &[MatrixPart]) -> Result<Table> {
@@ -393,36 +216,7 @@ impl TransformerOps for Cuda {
         layer: usize,
         kv: &mut Kv,
     ) -> Result<()> {
-        let KvLayout {
-            kv_heads, head_dim, ..
-        } = kv.layout;
-        let all = heads + 2 * kv_heads;
-        want(
-            "rope_append",
-            "qkv",
-            qkv,
-            Element::F32,
-            rows.len() * all * head_dim,
-        )?;
-        kv.check("rope_append", layer, rows)?;
-        let arguments: [&dyn Argument; 7] = [
-            &rows.argument(),
-            &qkv.memory.address(),
-            &(heads as i32),
-            &(kv_heads as i32),
-            &(head_dim as i32),
-            &self.frequencies(theta, head_dim)?,
-            &kv.layer(layer),
-        ];
-        let name = format!("rope_append_{}", kv.element.suffix());
-        self.launch(
-            &name,
-            [rows.len(), all, 1],
-            [head_dim / 2, 1],
-            0,
-            true,
-            &arguments,
-        )
+        self.rope_and_append(qkv, heads, rows, theta, layer, kv)
     }
 
     fn attention(
@@ -435,44 +229,7 @@ impl TransformerOps for Cuda {
         kv: &Kv,
         out: &mut Buffer,
     ) -> Result<()> {
-        let (op, heads) = ("attention", kv_head_of.len());
-        let KvLayout {
-            kv_heads, head_dim, ..
-        } = kv.layout;
-        let width = (heads + 2 * kv_heads) * head_dim;
-        want(op, "qkv", qkv, Element::F32, rows.len() * width)?;
-        want(op, "out", out, kv.element, rows.len() * heads * head_dim)?;
-        kv.check(op, layer, rows)?;
-        // The work list was made for the window of the limits.
-        if window != rows.limits().window || window == Some(0) {
-            return Err(mismatch(op, format!("window {window:?}")));
-        }
-        let layout = rows.layout();
-        let partials = layout.split_items() * heads;
-        let workspace = self.workspace(partials * (head_dim + 2) * 4)?;
-        let attention = Attention {
-            rows: rows.argument(),
-            qkv: qkv.memory.address(),
-            layer: kv.layer(layer),
-            out: out.memory.address(),
-            partials: workspace,
-            partial_scales: workspace + (partials * head_dim * 4) as u64,
-            item_count: rows.word(layout.item_count()),
-            items: rows.word(layout.items()),
-            first_item: rows.word(layout.first_items()),
-            heads: heads as i32,
-            kv_heads: kv_heads as i32,
-            window: window.map_or(0, |window| i32::try_from(window).unwrap_or(i32::MAX)),
-            scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
-            first_head: first_heads(kv_head_of, kv_heads)?,
-        };
-        let suffix = kv.element.suffix();
-        let blocks = self.multiprocessors * ATTENTION_BLOCKS;
-        let name = format!("attention_{head_dim}_{suffix}");
-        self.launch(&name, [blocks, 1, 1], [128, 1], 0, true, &[&attention])?;
-        let name = format!("attention_merge_{suffix}");
-        let grid = [rows.len(), heads, 1];
-        self.launch(&name, grid, [head_dim, 1], 0, true, &[&attention])
+        self.attend(qkv, rows, kv_head_of, window, layer, kv, out)
     }
 
     fn silu_mul(
@@ -594,64 +351,10 @@ impl TransformerOps for Cuda {
         mode: Mode,
         rows: &mut Rows,
     ) -> Result<()> {
-        let (len, picked) = (vocab.len(), rows.picked(mode));
-        want("sample", "logits", logits, Element::F32, picked * len)?;
-        if suppressed.len() > MAX_SUPPRESSED {
-            let reason = format!("{} suppressed; at most {MAX_SUPPRESSED}", suppressed.len());
-            return Err(mismatch("sample", reason));
-        }
-        let (last_tokens, drawn, count, ring_len, max_drawn) = rows.sampling();
-        let staged = len * 4 <= self.kernels.sample_shared();
-        let mut sampling = Sampling {
-            draws: rows.word(rows.layout().draws(mode)),
-            logits: logits.memory.address(),
-            vocab: len as i32,
-            first_id: vocab.start as i32,
-            suppressed_count: suppressed.len() as i32,
-            suppressed: [0; MAX_SUPPRESSED],
-            last_tokens,
-            drawn,
-            count,
-            ring_len,
-            max_drawn,
-            staged: i32::from(staged),
-        };
-        for (to, &from) in sampling.suppressed.iter_mut().zip(suppressed) {
-            *to = from as i32;
-        }
-        let shared = if staged { len * 4 } else { 0 };
-        self.launch(
-            "sample",
-            [picked, 1, 1],
-            [1024, 1],
-            shared,
-            true,
-            &[&sampling],
-        )
+        self.draw(logits, vocab, suppressed, mode, rows)
     }
 
     fn read_kv(&self, kv: &Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)> {
-        let KvLayout {
-            layers,
-            kv_heads,
-            head_dim,
-            blocks,
-            ..
-        } = kv.layout;
-        if layer >= layers || block as usize >= blocks {
-            return Err(mismatch("read_kv", format!("layer {layer}, block {block}")));
-        }
-        let len = kv_heads * KV_BLOCK * head_dim;
-        let (keys, values) = (self.buffer(len)?, self.buffer(len)?);
-        let arguments: [&dyn Argument; 5] = [
-            &(kv.layer(layer) + (block as usize * kv.block_bytes()) as u64),
-            &(kv_heads as i32),
-            &(head_dim as i32),
-            &keys.memory.address(),
-            &values.memory.address(),
-        ];
-        let name = format!("read_kv_{}", kv.element.suffix());
-        self.launch(&name, [kv_heads, 1, 1], [256, 1], 0, false, &arguments)?;
-        Ok((self.download(&keys)?, self.download(&values)?))
+        kv.read(self, layer, block)
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use xomni_engine::{
     checkpoint::{BackboneConfig, Weights},
     group::{GroupConfig, ThreadGroup},
-    ops::{TransformerOps, cpu::Cpu, cuda::Precision},
+    ops::{KvLayout, TransformerOps, cpu::Cpu, cuda::Precision},
     sampling::SamplingParams,
     schedule::{Event, Mode, OutputSpec, Request, RequestId, Scheduler, SchedulerConfig},
 };
@@ -238,4 +238,23 @@ fn logits_are_close_to_those_of_the_cpu() {
             }
         }
     }
+}
+
+#[test]
+fn too_little_memory_says_how_much_there_is_and_was_needed() {
+    let _gpu = alone();
+    let layout = KvLayout {
+        layers: 1000,
+        kv_heads: 8,
+        head_dim: 128,
+        blocks: 1 << 20,
+        block_size: 16,
+    };
+    let refused = gpu(Precision::Bf16).kv_cache(layout);
+    let text = refused.expect_err("64 TiB").to_string();
+    assert!(text.contains("MiB free of"), "{text}");
+    assert!(
+        text.contains("needed 65536000 MiB for keys and values"),
+        "{text}"
+    );
 }

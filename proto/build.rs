@@ -2,7 +2,8 @@
 
 use std::{env, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
+    "xomni/v1/chat.proto",
     "xomni/v1/cluster.proto",
     "xomni/v1/images.proto",
     "xomni/worker/v1/backbone.proto",

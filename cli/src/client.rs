@@ -6,21 +6,23 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tonic::{
-    Request,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use xomni_coordinator::{
-    pipeline::{Image, ImageEvent},
-    request::ImageRequest,
+    pipeline::{Image, ImageEvent, TextEvent},
+    request::{ChatMessage, ChatRequest, Content, ImageRequest},
 };
-use xomni_proto::images::{
-    DecodePart, GenerateImagesRequest, image_event::Event, images_client::ImagesClient,
+use xomni_engine::{schedule::FinishReason, text::Role};
+use xomni_proto::{
+    chat::{
+        self as wire, ChatRole, CompleteRequest, ContentPart, TextEnd, chat_client::ChatClient,
+        chat_event, content_part::Part,
+    },
+    images::{DecodePart, GenerateImagesRequest, image_event::Event, images_client::ImagesClient},
 };
-use xomni_worker::api::Progress;
+use xomni_worker::{api::Progress, process::ClientTls};
 
 use crate::error::CliError;
 
@@ -30,8 +32,10 @@ const API_KEY: &str = "XOMNI_API_KEY";
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A connection to `HOST:PORT`, made on first use.
-pub fn channel(server: &str) -> Result<Channel, CliError> {
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
+pub fn channel(server: &str, tls: &ClientTls) -> Result<Channel, CliError> {
+    let endpoint = tls
+        .dialer()?
+        .endpoint(server)
         .map_err(|error| CliError::Argument(format!("--server: {server}: {error}")))?;
     Ok(endpoint.connect_timeout(CONNECT).connect_lazy())
 }
@@ -140,6 +144,67 @@ pub async fn draw(
         }
     }
     Ok(seed)
+}
+
+/// Has a server answer a chat in text, reporting as the local pipeline does.
+pub async fn chat(
+    channel: Channel,
+    request: ChatRequest,
+    events: mpsc::Sender<TextEvent>,
+) -> Result<(), CliError> {
+    let request = CompleteRequest {
+        messages: request.messages.into_iter().map(turn).collect(),
+        n: request.n.map(saturate),
+        seed: request.seed,
+        max_tokens: request.max_tokens.map(saturate),
+        temperature: request.temperature,
+        top_k: request.top_k.map(saturate),
+        top_p: request.top_p,
+        min_p: request.min_p,
+        stop: request.stop,
+        priority: request.priority,
+        ..CompleteRequest::default()
+    };
+    let answer = ChatClient::new(channel).complete(request).await?;
+    let mut stream = answer.into_inner();
+    while let Some(event) = stream.message().await? {
+        let Some(chat_event::Event::Text(delta)) = event.event else {
+            continue;
+        };
+        let finished = match delta.finished() {
+            TextEnd::Unspecified => None,
+            TextEnd::Stop => Some(FinishReason::Stop),
+            TextEnd::Length => Some(FinishReason::Length),
+        };
+        let event = TextEvent {
+            index: delta.index as usize,
+            text: delta.text,
+            tokens: delta.tokens as usize,
+            finished,
+        };
+        if events.send(event).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn turn(message: ChatMessage) -> wire::ChatMessage {
+    let role = match message.role {
+        Role::System => ChatRole::System,
+        Role::User => ChatRole::User,
+        Role::Assistant => ChatRole::Assistant,
+    };
+    let part = |content| ContentPart {
+        part: Some(match content {
+            Content::Text(text) => Part::Text(text),
+            Content::Picture(picture) => Part::Picture(picture),
+        }),
+    };
+    wire::ChatMessage {
+        role: role.into(),
+        content: message.content.into_iter().map(part).collect(),
+    }
 }
 
 /// The server refuses what is too large by name.

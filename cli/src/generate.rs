@@ -9,17 +9,14 @@ use std::{
 use clap::Args;
 use xomni_coordinator::{
     pipeline::{Pipeline, generate_job},
-    request::{ImageJob, ImageRequest, Limits},
+    request::{ChatModel, ImageJob, ImageRequest, Limits},
 };
-use xomni_engine::parallel::Shard;
 use xomni_worker::{
-    backbone::LocalBackbone,
-    decoder::LocalDecoder,
-    local::{LocalConfig, PreparedModel},
+    backbone::LocalBackbone, decoder::LocalDecoder, local::PreparedModel, process::ClientTls,
 };
 
 use crate::{
-    batch::Batch, client, error::CliError, model::ModelArguments, output, progress::Tracker,
+    batch::Batch, client, error::CliError, local::LocalArguments, output, progress::Tracker,
     prompts,
 };
 
@@ -63,19 +60,15 @@ pub struct Generate {
     #[arg(long, value_name = "STEPS")]
     num_inference_steps: Option<usize>,
     #[command(flatten)]
-    model: ModelArguments,
-    /// Tensor-parallel degree: ranks run as threads
-    #[arg(long, value_name = "RANKS", default_value_t = 1)]
-    tp: usize,
-    /// Memory for keys and values, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
-    kv_memory: usize,
+    local: LocalArguments,
     /// Prompts drawn at a time; all by default
     #[arg(long, value_name = "PROMPTS")]
     concurrency: Option<usize>,
     /// Draw on a coordinator instead of in this process
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["model", "flux", "tp", "kv_memory"])]
     server: Option<String>,
+    #[command(flatten)]
+    tls: ClientTls,
 }
 
 type LocalPipeline = Pipeline<LocalBackbone, LocalDecoder>;
@@ -93,14 +86,14 @@ impl Generate {
         if let Some(server) = self.server.clone() {
             return self.draw_on(&server, requests).await;
         }
-        let local = self.local()?;
+        let local = self.local.config()?;
         let opened = tokio::task::spawn_blocking(|| PreparedModel::open(local)).await;
         let model = opened??;
         let jobs = jobs(requests, &Limits::new(&model.config, &model.generation))?;
         for job in &jobs {
             model.check(generate_job(&model.tokenizer, job)?)?;
         }
-        self.model.announce();
+        self.local.model.announce();
 
         let start = Instant::now();
         let model = tokio::task::spawn_blocking(|| model.load()).await??;
@@ -108,8 +101,14 @@ impl Generate {
         let steps = self
             .num_inference_steps
             .unwrap_or(model.config.decoder.num_inference_steps);
+        let chat = ChatModel::new(
+            &model.config,
+            &model.generation,
+            model.tokenizer,
+            model.template,
+        );
         let pipeline: LocalPipeline =
-            Pipeline::new(model.tokenizer, model.backbone, Arc::new(model.decoder));
+            Pipeline::new(Arc::new(chat), model.backbone, Arc::new(model.decoder));
         let pipeline = Arc::new(pipeline);
         let counts = jobs.iter().map(|job| job.n).collect();
         let tokens = jobs.iter().map(|job| job.n * job.grid.tokens()).sum();
@@ -128,7 +127,7 @@ impl Generate {
 
     /// Draws on a coordinator.
     async fn draw_on(&self, server: &str, requests: Vec<ImageRequest>) -> Result<(), CliError> {
-        let channel = client::channel(server)?;
+        let channel = client::channel(server, &self.tls)?;
         let counts = requests
             .iter()
             .map(|request| request.n.unwrap_or(1))
@@ -147,36 +146,6 @@ impl Generate {
             output: self.output.clone(),
             concurrency: self.concurrency.unwrap_or(usize::MAX),
         }
-    }
-
-    /// What to load, from arguments that can work.
-    fn local(&self) -> Result<LocalConfig, CliError> {
-        Shard::new(0, self.tp).map_err(|error| CliError::Argument(format!("--tp: {error}")))?;
-        let most = usize::MAX >> 20;
-        let kv_bytes = self
-            .kv_memory
-            .checked_mul(1 << 20)
-            .filter(|&bytes| bytes > 0);
-        let kv_bytes = kv_bytes.ok_or_else(|| {
-            let got = self.kv_memory;
-            CliError::Argument(format!("--kv-memory: must be 1 to {most} MiB, got {got}"))
-        })?;
-        let (model, flux) = self.model.directories();
-        for (option, folder) in [("--model", &model), ("--flux", &flux)] {
-            if !folder.is_dir() {
-                let name = folder.display();
-                return Err(CliError::Argument(format!("{option}: {name} is no folder")));
-            }
-        }
-        Ok(LocalConfig {
-            model,
-            flux,
-            weights: self.model.weights.0,
-            ranks: self.tp,
-            kv_bytes,
-            // All requests are this command's own.
-            max_queue: usize::MAX,
-        })
     }
 
     /// One request for each prompt.

@@ -9,10 +9,12 @@ use self::error::CliError;
 
 mod batch;
 mod bench;
+mod chat;
 mod client;
 mod error;
 mod generate;
 mod key;
+mod local;
 mod model;
 mod output;
 mod progress;
@@ -32,6 +34,8 @@ struct Cli {
 enum Command {
     /// Draw pictures of a prompt, in this process or on a server.
     Generate(Box<generate::Generate>),
+    /// Talk with the model, in this process or on a server, and show it pictures.
+    Chat(Box<chat::Chat>),
     /// Run a whole cluster on this machine: etcd, a coordinator, backbone groups and decoders.
     Up(Box<up::Up>),
     /// Make an API key: its record, a line for the coordinator's --api-keys, goes to standard
@@ -60,6 +64,7 @@ enum Worker {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(generate) => until_interrupted(generate.run()).await,
+        Command::Chat(chat) => until_interrupted(chat.run()).await,
         Command::Up(up) => up.run().await,
         Command::Key(arguments) => arguments.run(),
         Command::Status(status) => until_interrupted(status.run()).await,

@@ -9,12 +9,12 @@ use std::{
 use clap::Args;
 use xomni_engine::decode::WeightsSource;
 
-/// The checkpoint that is used where none is named.
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/xomni-tiny");
+/// The checkpoint that is used where none is named: X-Omni-nano.
+const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/nano");
 
 /// The X-Omni directory of the checkpoint that is used where none is named.
-pub fn tiny_x_omni() -> PathBuf {
-    Path::new(TINY).join("x-omni")
+pub fn default_x_omni() -> PathBuf {
+    Path::new(NANO).join("x-omni")
 }
 
 /// Directories and weights.
@@ -34,19 +34,19 @@ pub struct ModelArguments {
 impl ModelArguments {
     /// The X-Omni directory and the FLUX directory.
     pub fn directories(&self) -> (PathBuf, PathBuf) {
-        let tiny = Path::new(TINY);
-        let or_tiny = |given: &Option<PathBuf>, name| match given {
+        let nano = Path::new(NANO);
+        let or_nano = |given: &Option<PathBuf>, name| match given {
             Some(given) => given.clone(),
-            None => tiny.join(name),
+            None => nano.join(name),
         };
-        (or_tiny(&self.model, "x-omni"), or_tiny(&self.flux, "flux"))
+        (or_nano(&self.model, "x-omni"), or_nano(&self.flux, "flux"))
     }
 
-    /// Says so, in one line, where the tiny checkpoint stands in for a real one.
+    /// Says in one line which model works where none is named, and what it knows.
     pub fn announce(&self) {
         if self.model.is_none() {
             eprintln!(
-                "no --model: drawing with the tiny test checkpoint, whose pictures are noise"
+                "no --model: this is X-Omni-nano, which knows posters: plain shapes and short texts"
             );
         }
     }

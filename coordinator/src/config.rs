@@ -7,23 +7,30 @@ use xomni_cluster::Cluster;
 use xomni_engine::{
     Error, Result,
     checkpoint::{GenerationConfig, XOmniConfig},
-    text::Tokenizer,
+    text::{ChatTemplate, Tokenizer},
 };
-use xomni_worker::{process, roles::arguments::served_name};
+use xomni_worker::{
+    process::{self, Tls},
+    roles::arguments::served_name,
+};
 
 use crate::{
     admission::Bounds,
     front::{access::Access, http},
     metrics::Metrics,
     pool::ATTEMPTS,
-    request::Limits,
+    request::{ChatModel, Limits},
     server::Setup,
+    uploads::Room,
 };
 
 /// Variable that holds the records of API keys.
 const KEYS: &str = "XOMNI_API_KEYS";
 
-/// Admits requests for pictures and has the workers of a cluster draw them.
+/// Most files that clients can have uploaded at once.
+const MAX_UPLOADS: usize = 4096;
+
+/// Admits requests for pictures and chats and has the workers of a cluster draw them.
 #[derive(Debug, Clone, Parser)]
 #[command(version)]
 pub struct Config {
@@ -83,9 +90,18 @@ pub struct Config {
     /// Seconds that requests may run without any of them getting on, before /readyz says so
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub stall_timeout: u64,
+    /// Memory for pictures that clients upload, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub upload_memory: u32,
+    /// Seconds that an upload is kept where its client says nothing else
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub upload_expiry: u64,
     /// Seconds that running requests may take after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain: u64,
+    /// Encryption.
+    #[command(flatten)]
+    pub tls: Tls,
     /// End when the process that started this one does
     #[arg(long)]
     pub die_with_parent: bool,
@@ -99,7 +115,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 impl Config {
-    /// Reads the model's tokenizer and limits.
+    /// Reads the model's tokenizer, chat template and limits.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming file and item, or [`Error::Io`].
@@ -108,9 +124,11 @@ impl Config {
         let metrics = Metrics::register(&mut registry);
         let config = XOmniConfig::open(&self.model)?;
         let generation = GenerationConfig::open(&self.model, &config)?;
+        let tokenizer = Arc::new(Tokenizer::open(&self.model, &config)?);
+        let template = Arc::new(ChatTemplate::open(&self.model)?);
         Ok(Setup {
             model: served_name(self.model_name.as_deref(), &self.model)?,
-            tokenizer: Arc::new(Tokenizer::open(&self.model, &config)?),
+            chat: Arc::new(ChatModel::new(&config, &generation, tokenizer, template)),
             limits: Limits::new(&config, &generation),
             steps: config.decoder.num_inference_steps,
             bounds: Bounds {
@@ -127,7 +145,13 @@ impl Config {
                 public_url: self.public_url.clone(),
             },
             access: self.access()?,
+            dialer: self.tls.client.dialer()?,
             stall_timeout: Duration::from_secs(self.stall_timeout),
+            upload_room: Room {
+                bytes: (self.upload_memory as usize) << 20,
+                files: MAX_UPLOADS,
+            },
+            upload_lifetime: Duration::from_secs(self.upload_expiry),
             metrics,
             registry: Arc::new(registry),
         })
@@ -152,11 +176,8 @@ impl Config {
     /// The cluster to serve.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for endpoints or a name that cannot work.
+    /// As [`Tls::cluster`].
     pub fn cluster(&self) -> Result<Cluster> {
-        Cluster::connect(&self.etcd, &self.cluster).map_err(|error| Error::Unsupported {
-            what: format!("--etcd {} --cluster {}", self.etcd.join(","), self.cluster),
-            reason: error.to_string(),
-        })
+        self.tls.cluster(&self.etcd, &self.cluster)
     }
 }

@@ -4,6 +4,7 @@
 pub mod access;
 pub mod call;
 pub mod caller;
+pub mod chat;
 pub mod cluster;
 pub mod failure;
 pub mod grpc;
@@ -34,8 +35,9 @@ use crate::{
     admission::{Demand, Gate, Waiting},
     metrics::Metrics,
     pipeline::{ImageEvent, Pipeline},
-    request::{ImageJob, ImageRequest, Limits},
+    request::{ChatModel, ImageJob, ImageRequest, Limits},
     routing::{Router, Stage},
+    uploads::Uploads,
 };
 
 /// Events that a slow client may leave unread before its work waits.
@@ -48,6 +50,10 @@ pub struct Front<B, D> {
     pub model: String,
     /// What it can draw.
     pub limits: Limits,
+    /// What it makes of chats.
+    pub chat: Arc<ChatModel>,
+    /// What clients have uploaded.
+    pub uploads: Uploads,
     /// Longest that a request may take.
     pub timeout: Duration,
     /// Draws.
@@ -130,12 +136,11 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
         }
         caller.span.record("request_id", &job.request_id);
         self.ready(&[Stage::Backbone, Stage::Decoder])?;
-        let sequences = 1 + u64::from(job.sampling.guided());
         let held = caller.pass.hold(job.n, self.retry_after())?;
         let waiting = self.enter(Demand {
             tenant: caller.tenant().to_owned(),
             priority: job.priority,
-            cost: (job.n * job.grid.tokens()) as u64 * sequences,
+            cost: job.cost(),
             deadline: job.deadline,
         })?;
         // Last, so that only what is taken counts.
@@ -254,9 +259,9 @@ impl<B: Backbone, D: Decoder> Front<B, D> {
 
     fn failed(&self, error: Error) -> Failure {
         match error {
-            Error::Capacity { .. } => Failure::Busy {
+            Error::Capacity { retry_after, .. } => Failure::Busy {
                 error,
-                retry_after: self.retry_after(),
+                retry_after: retry_after.unwrap_or_else(|| self.retry_after()),
             },
             error => Failure::Job(error),
         }

@@ -1,5 +1,8 @@
-//! The way of one request: tokenise, draw the tokens, develop each picture, deliver.
+//! The way of one request. For pictures: tokenise, draw the tokens, develop each picture, deliver.
+//! For text: read the pictures that were sent, tokenise the chat, write the answers, deliver.
 
+mod chat;
+mod choice;
 mod partial;
 
 use std::{
@@ -14,15 +17,17 @@ use tokio::{
 use tracing::Instrument;
 use xomni_engine::{
     Error, Result,
-    schedule::{Mode, OutputSpec},
+    schedule::{FinishReason, Mode, OutputSpec},
     text::Tokenizer,
 };
 use xomni_worker::api::{
-    Backbone, DecodeEvent, DecodeJob, Decoder, GenerateJob, Progress, TokenFrame,
+    Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, Progress,
+    TokenFrame,
 };
 
-use self::partial::Partials;
-use crate::request::ImageJob;
+pub use self::chat::ChatEvent;
+use self::{choice::Choice, partial::Partials};
+use crate::request::{ChatModel, ImageJob, TextJob};
 
 /// One finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,19 +76,32 @@ pub enum ImageEvent {
     Done(Image),
 }
 
-/// Takes requests from a prompt to pictures over a backbone and a decoder, wherever they run.
+/// More of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextEvent {
+    /// Index within the request.
+    pub index: usize,
+    /// What follows the text so far: whole characters, and no part of a stop string.
+    pub text: String,
+    /// Tokens drawn for the answer so far.
+    pub tokens: usize,
+    /// Why the answer ends, on its last event.
+    pub finished: Option<FinishReason>,
+}
+
+/// Takes requests to pictures and answers over a backbone and a decoder, wherever they run.
 #[derive(Debug)]
 pub struct Pipeline<B, D> {
-    tokenizer: Arc<Tokenizer>,
+    chat: Arc<ChatModel>,
     backbone: B,
     decoder: Arc<D>,
 }
 
 impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     /// A pipeline over these services.
-    pub fn new(tokenizer: Arc<Tokenizer>, backbone: B, decoder: Arc<D>) -> Self {
+    pub fn new(chat: Arc<ChatModel>, backbone: B, decoder: Arc<D>) -> Self {
         Self {
-            tokenizer,
+            chat,
             backbone,
             decoder,
         }
@@ -94,7 +112,7 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     /// # Errors
     /// As [`Tokenizer::image_prompt`].
     pub fn prompt_tokens(&self, job: &ImageJob) -> Result<usize> {
-        let prompt = self.tokenizer.image_prompt(&job.prompt, job.grid)?;
+        let prompt = self.chat.tokenizer.image_prompt(&job.prompt, job.grid)?;
         Ok(prompt.len())
     }
 
@@ -105,7 +123,7 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
     /// The first error of any stage; nothing else of the job goes on then.
     pub async fn draw(&self, job: ImageJob, events: mpsc::Sender<ImageEvent>) -> Result<()> {
         let start = Instant::now();
-        let generate = generate_job(&self.tokenizer, &job)?;
+        let generate = generate_job(&self.chat.tokenizer, &job)?;
         let total = generate.max_tokens;
         let mut stream = self.backbone.generate(generate).await?;
         let mut drawing = Vec::new();
@@ -160,9 +178,8 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
         // What the decoder is told is the text that the backbone sees, read back from its tokens.
         // Control tokens that a user writes stay in it: here they are text, which the published
         // script, where they take effect, strips.
-        let prompt = self
-            .tokenizer
-            .decode(&self.tokenizer.encode_text(&job.prompt)?, false);
+        let tokenizer = &self.chat.tokenizer;
+        let prompt = tokenizer.decode(&tokenizer.encode_text(&job.prompt)?, false);
         let decode = |image_index| DecodeJob {
             request_id: job.request_id.clone(),
             attempt: 0,
@@ -190,12 +207,63 @@ impl<B: Backbone, D: Decoder> Pipeline<B, D> {
             return Err(Error::worker_lost("backbone", reason));
         }
         for token in tokens {
-            codes.push(self.tokenizer.image_code(token).ok_or_else(|| {
+            codes.push(self.chat.tokenizer.image_code(token).ok_or_else(|| {
                 let reason = format!("token {token} of image {output} is no image code");
                 Error::worker_lost("backbone", reason)
             })?);
         }
         Ok(())
+    }
+}
+
+impl<B: Backbone, D: Decoder + Encoder> Pipeline<B, D> {
+    /// Writes all answers of a job, reporting to `events` until each is finished. Dropping the
+    /// future, or the receiver of `events`, cancels what is left.
+    ///
+    /// # Errors
+    /// The first error of any stage; nothing else of the job goes on then.
+    pub async fn answer(&self, job: TextJob, events: mpsc::Sender<TextEvent>) -> Result<()> {
+        let codes = self.read(&job).await?;
+        let generate = self.chat.generate_job(&job, &codes)?;
+        let mut stream = self.backbone.generate(generate).await?;
+        let mut choices = Choice::all(&job);
+        let (tokenizer, stop_ids) = (&self.chat.tokenizer, &self.chat.limits.stop_ids);
+        while choices.iter().any(Choice::goes_on) {
+            let frame = stream.next().await?;
+            let frame = frame.ok_or_else(|| ended_early("backbone"))?;
+            let choice = choices.get_mut(frame.output).ok_or_else(unasked)?;
+            if let Some(event) = choice.on_frame(tokenizer, stop_ids, &frame)? {
+                events.send(event).await.map_err(|_| Error::Cancelled)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The image codes of each picture of a job.
+    async fn read(&self, job: &TextJob) -> Result<Vec<Vec<u32>>> {
+        let mut codes = vec![vec![]; job.grids.len()];
+        let mut reading = JoinSet::new();
+        for (index, picture) in job.pictures().cloned().enumerate() {
+            let request_id = job.request_id.clone();
+            let decoder = self.decoder.clone();
+            let read = async move {
+                let encode = EncodeJob {
+                    request_id,
+                    picture,
+                };
+                decoder.encode(encode).await.map(|read| (index, read))
+            };
+            reading.spawn(read.in_current_span());
+        }
+        while let Some(read) = reading.join_next().await {
+            let (index, (grid, read)) = joined(read)?;
+            if job.grids.get(index) != Some(&grid) {
+                let reason = format!("it read picture {index} as {grid} tokens");
+                return Err(Error::worker_lost("encoder", reason));
+            }
+            codes[index] = read;
+        }
+        Ok(codes)
     }
 }
 
@@ -278,8 +346,8 @@ async fn send(events: &mpsc::Sender<ImageEvent>, event: ImageEvent) -> Result<()
     events.send(event).await.map_err(|_| Error::Cancelled)
 }
 
-fn joined(decoded: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    decoded.unwrap_or_else(|error| Err(Error::worker_lost("decoder", error.to_string())))
+fn joined<T>(ended: Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    ended.unwrap_or_else(|error| Err(Error::worker_lost("decoder", error.to_string())))
 }
 
 fn ended_early(what: &'static str) -> Error {
@@ -287,5 +355,5 @@ fn ended_early(what: &'static str) -> Error {
 }
 
 fn unasked() -> Error {
-    Error::worker_lost("backbone", "it sent tokens of an image that waits for none")
+    Error::worker_lost("backbone", "it sent tokens that nobody waits for")
 }

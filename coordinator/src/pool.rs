@@ -1,10 +1,11 @@
-//! All workers of a model as one backbone and one decoder: jobs are routed, and move to another
+//! All workers of a model as one backbone, one decoder and one encoder: jobs are routed, and move to another
 //! worker when theirs fails. Whoever reads a job's stream sees a pause and then the same tokens.
 
 pub mod attempt;
 mod backbone;
 pub mod connect;
 mod decoder;
+mod encoder;
 
 use std::{
     future::Future,

@@ -2,7 +2,7 @@
 
 use xomni_engine::Result;
 use xomni_worker::{
-    process::{self, Listener, Signals, announce, die_with_parent},
+    process::{self, Signals, announce, die_with_parent},
     telemetry::Telemetry,
 };
 
@@ -20,15 +20,18 @@ pub async fn run(config: Config) -> Result<()> {
     let mut signals = Signals::catch()?;
     let setup = config.setup()?;
     let metrics = match config.metrics {
-        Some(address) => Some(process::Metrics::serve(address, setup.registry.clone()).await?),
+        Some(address) => {
+            let listener = config.tls.listen("--metrics", address).await?;
+            Some(process::Metrics::serve(listener, setup.registry.clone()))
+        }
         None => None,
     };
     let cluster = config.cluster()?;
-    let listener = Listener::bind(config.listen).await?;
+    let listener = config.tls.listen("--listen", config.listen).await?;
     announce(
         "coordinator",
         listener.address(),
-        metrics.as_ref().map(process::Metrics::address),
+        metrics.as_ref().map(process::Metrics::url),
     );
     let signalled = async {
         let signal = signals.next().await;

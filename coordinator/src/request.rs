@@ -1,5 +1,7 @@
 //! What a client asks for, and its validated form.
 
+mod chat;
+
 use std::time::Instant;
 
 use xomni_engine::{
@@ -9,7 +11,11 @@ use xomni_engine::{
     text::grid::Grid,
 };
 
-/// Limits and defaults of a served model.
+pub use chat::{
+    ChatJob, ChatLimits, ChatMessage, ChatModel, ChatRequest, Content, MAX_PICTURE_BYTES, TextJob,
+};
+
+/// Limits and defaults of pictures drawn by a served model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// Longest prompt, in characters.
@@ -103,6 +109,14 @@ pub struct ImageJob {
     pub partial_images: usize,
     /// When to give up; [`ImageRequest::validate`] sets none.
     pub deadline: Option<Instant>,
+}
+
+impl ImageJob {
+    /// Rows that draw its tokens, as admission counts them.
+    pub fn cost(&self) -> u64 {
+        let sequences = 1 + u64::from(self.sampling.guided());
+        (self.n * self.grid.tokens()) as u64 * sequences
+    }
 }
 
 impl ImageRequest {

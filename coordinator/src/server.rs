@@ -7,9 +7,9 @@ use tokio::{sync::watch, time::timeout};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use xomni_cluster::Membership;
-use xomni_engine::{Error, Result, text::Tokenizer};
-use xomni_proto::images::images_server::SERVICE_NAME;
-use xomni_worker::process::Listener;
+use xomni_engine::{Error, Result};
+use xomni_proto::{chat::chat_server, images::images_server};
+use xomni_worker::{client::Dialer, process::Listener};
 
 use crate::{
     admission::{Bounds, Gate},
@@ -18,7 +18,7 @@ use crate::{
         access::Access,
         call::{Calls, Phase},
         cluster::cluster_service,
-        grpc::images_service,
+        grpc::{chat_service, images_service},
         http::{self, Api},
         progress::Progress,
     },
@@ -28,9 +28,10 @@ use crate::{
         BackbonePool, DecoderPool, Pool,
         connect::{Backbones, Channels, Decoders},
     },
-    request::Limits,
+    request::{ChatModel, Limits},
     routing::{Router, Stage},
     status::Observer,
+    uploads::{Room, Uploads},
 };
 
 /// How long a worker that failed is avoided, unless it has another epoch before.
@@ -43,8 +44,8 @@ const CLOSE: Duration = Duration::from_secs(1);
 pub struct Setup {
     /// Name of the model.
     pub model: String,
-    /// Its tokenizer.
-    pub tokenizer: Arc<Tokenizer>,
+    /// What it makes of chats.
+    pub chat: Arc<ChatModel>,
     /// What it can draw.
     pub limits: Limits,
     /// Denoising steps where a request names none.
@@ -61,8 +62,14 @@ pub struct Setup {
     pub http: http::Settings,
     /// Who may call.
     pub access: Access,
+    /// How workers are reached.
+    pub dialer: Dialer,
     /// Longest that requests may run without any of them getting on, before this is not ready.
     pub stall_timeout: Duration,
+    /// How much clients can upload.
+    pub upload_room: Room,
+    /// How long an upload is kept where its client says nothing else.
+    pub upload_lifetime: Duration,
     /// What is counted.
     pub metrics: Metrics,
     /// What an operator sees of it.
@@ -81,7 +88,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let router = Router::new(COOLDOWN);
-    let channels = Channels::default();
+    let channels = Channels::new(setup.dialer.clone());
     let calls = Calls::new(setup.metrics.clone());
     let backbone = BackbonePool::new(pool(&setup, &router, Backbones(channels.clone())));
     let decoder = DecoderPool::new(pool(&setup, &router, Decoders(channels)), setup.steps);
@@ -90,8 +97,10 @@ pub async fn serve(
     let front = Arc::new(Front {
         model: setup.model.clone(),
         limits: setup.limits.clone(),
+        chat: setup.chat.clone(),
+        uploads: Uploads::new(setup.upload_room, setup.upload_lifetime),
         timeout: setup.timeout,
-        pipeline: Pipeline::new(setup.tokenizer.clone(), backbone, Arc::new(decoder)),
+        pipeline: Pipeline::new(setup.chat.clone(), backbone, Arc::new(decoder)),
         gate,
         router: router.clone(),
         calls: calls.clone(),
@@ -99,14 +108,16 @@ pub async fn serve(
         metrics: setup.metrics.clone(),
     });
     let (health, health_service) = tonic_health::server::health_reporter();
-    let grpc =
-        Routes::new(images_service(front.clone())).add_service(cluster_service(observer.clone()));
+    let grpc = Routes::new(images_service(front.clone()))
+        .add_service(chat_service(front.clone()))
+        .add_service(cluster_service(observer.clone()));
     let open = reflection(Routes::new(health_service))?;
     let api = Api::new(
         front,
         observer.clone(),
         setup.registry.clone(),
         setup.http.clone(),
+        listener.scheme(),
     );
     let (grpc, open) = (grpc.into_axum_router(), open.into_axum_router());
     let routes = http::routes(api, &setup.access, grpc, open);
@@ -184,7 +195,7 @@ async fn report(health: &HealthReporter, serving: bool) {
     } else {
         tonic_health::ServingStatus::NotServing
     };
-    for service in ["", SERVICE_NAME] {
+    for service in ["", images_server::SERVICE_NAME, chat_server::SERVICE_NAME] {
         health.set_service_status(service, status).await;
     }
 }

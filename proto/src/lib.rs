@@ -9,6 +9,14 @@ pub mod images {
     tonic::include_proto!("xomni.v1");
 }
 
+/// What is said in chats, for those who call. Of the same package.
+pub mod chat {
+    pub use super::images::{
+        ChatAccepted, ChatEvent, ChatImage, ChatMessage, ChatRole, CompleteRequest, ContentPart,
+        Modality, TextDelta, TextEnd, chat_client, chat_event, chat_server, content_part,
+    };
+}
+
 /// How the cluster stands, for those who call. Of the same package.
 pub mod cluster {
     pub use super::images::{

@@ -53,7 +53,11 @@ pub type Outputs = BTreeMap<(RequestId, usize), Output>;
 impl Model {
     /// Opens the fixture that `XOMNI_GOLDEN` names.
     pub fn open() -> Self {
-        let fixture = Fixture::open();
+        Self::of(Fixture::open())
+    }
+
+    /// Opens a fixture.
+    pub fn of(fixture: Fixture) -> Self {
         let config = XOmniConfig::open(&fixture.x_omni()).expect("config.json");
         let tokenizer = Tokenizer::open(&fixture.x_omni(), &config).expect("tokenizer");
         Self {

@@ -22,10 +22,12 @@ use xomni_coordinator::{
     front::access::Access,
     metrics::Metrics,
     server::{Setup, serve},
+    uploads::Room,
 };
-use xomni_engine::{Result, text::Grid};
+use xomni_engine::Result;
 use xomni_worker::{
-    api::{Backbone, Encoder, GenerateJob, JobStream, TokenFrame},
+    api::{Backbone, GenerateJob, JobStream, TokenFrame},
+    client::Dialer,
     process::Listener,
     serve::{backbone_service, decoder_service},
 };
@@ -136,15 +138,6 @@ fn singles(frame: TokenFrame) -> Vec<TokenFrame> {
     frame.tokens.iter().enumerate().map(single).collect()
 }
 
-/// These tests read no pictures.
-struct NoEncoder;
-
-impl Encoder for NoEncoder {
-    async fn encode(&self, _: Vec<u8>) -> Result<(Grid, Vec<u32>)> {
-        unreachable!("nobody asks")
-    }
-}
-
 fn worker(model: &Tiny) -> Worker {
     let config = &model.0.config.backbone;
     let (standing, identity) = identity((config.text_vocab + config.mm_vocab) as u32);
@@ -156,7 +149,7 @@ fn worker(model: &Tiny) -> Worker {
         most: held,
     };
     let backbone = backbone_service(Arc::new(counted), identity.clone());
-    let decoder = decoder_service(Arc::new(model.clone()), Arc::new(NoEncoder), identity);
+    let decoder = decoder_service(Arc::new(model.clone()), Arc::new(model.clone()), identity);
     Worker {
         server: Loopback::start(Routes::new(backbone).add_service(decoder)),
         jobs,
@@ -185,7 +178,7 @@ impl Cluster {
         let metrics = Metrics::register(&mut registry);
         let mut setup = Setup {
             model: "tiny".into(),
-            tokenizer: model.0.tokenizer.clone(),
+            chat: model.chat(),
             limits: model.limits(),
             steps: model.0.config.decoder.num_inference_steps,
             bounds: ROOMY,
@@ -194,7 +187,13 @@ impl Cluster {
             drain: SOON,
             http: Default::default(),
             access: Access::open(),
+            dialer: Dialer::default(),
             stall_timeout: SOON,
+            upload_room: Room {
+                bytes: 64 << 20,
+                files: 16,
+            },
+            upload_lifetime: Duration::from_secs(3600),
             metrics: metrics.clone(),
             registry: Arc::new(registry),
         };

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::certificates::Certificate;
+
 /// Within this, etcd serves or something is wrong.
 const START: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
@@ -25,7 +27,17 @@ pub struct Etcd {
     folder: TempDir,
     client: SocketAddr,
     peer: SocketAddr,
+    /// Where its health is asked for: its clients' address, or one without TLS.
+    health: SocketAddr,
+    tls: Option<Tls>,
     child: Option<Child>,
+}
+
+/// What it shows, and the authority of its clients.
+#[derive(Debug)]
+struct Tls {
+    shown: Certificate,
+    clients: PathBuf,
 }
 
 impl Etcd {
@@ -35,20 +47,40 @@ impl Etcd {
     /// If etcd is not installed (`deploy/dev/etcd` does that) or does not serve.
     #[allow(clippy::new_without_default, reason = "it starts a process")]
     pub fn new() -> Self {
+        Self::serving(None)
+    }
+
+    /// As [`Self::new`], but it serves over TLS alone, showing `shown`, and only clients with a
+    /// certificate of the authority in the file `clients`.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn with_tls(shown: &Certificate, clients: &Path) -> Self {
+        Self::serving(Some(Tls {
+            shown: shown.clone(),
+            clients: clients.to_owned(),
+        }))
+    }
+
+    fn serving(tls: Option<Tls>) -> Self {
         let folder = tempfile::tempdir().expect("folder for etcd");
+        let client = free_port();
         let mut etcd = Self {
             folder,
-            client: free_port(),
+            client,
             peer: free_port(),
+            health: tls.as_ref().map_or(client, |_| free_port()),
+            tls,
             child: None,
         };
         etcd.start();
         etcd
     }
 
-    /// `host:port` of its clients, as a list of endpoints.
+    /// Its clients' endpoints: `host:port`, or `https://host:port`.
     pub fn endpoints(&self) -> Vec<String> {
-        vec![self.client.to_string()]
+        let scheme = self.tls.as_ref().map_or("", |_| "https://");
+        vec![format!("{scheme}{}", self.client)]
     }
 
     /// Starts it again on the same ports and data, and waits until it serves.
@@ -61,7 +93,7 @@ impl Etcd {
         }
         let deadline = Instant::now() + START;
         let mut child = self.spawn();
-        while !serves(self.client) {
+        while !serves(self.health) {
             let ended = child.try_wait().expect("state of etcd");
             if ended.is_some() || Instant::now() > deadline {
                 let _ = child.kill();
@@ -101,8 +133,16 @@ impl Etcd {
 
     fn spawn(&self) -> Child {
         let url = |address: SocketAddr| format!("http://{address}");
-        let (client, peer) = (url(self.client), url(self.peer));
+        let (mut client, peer) = (url(self.client), url(self.peer));
         let mut command = mortal("etcd");
+        if let Some(Tls { shown, clients }) = &self.tls {
+            client = format!("https://{}", self.client);
+            command.arg("--cert-file").arg(&shown.certificate);
+            command.arg("--key-file").arg(&shown.key);
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(clients);
+            command.args(["--listen-metrics-urls", &url(self.health)]);
+        }
         command.args([
             "--name",
             "test",

@@ -8,7 +8,10 @@ use serde::de::DeserializeOwned;
 /// A fixture directory, laid out as `tests/golden/README.md` describes.
 #[derive(Debug, Clone)]
 pub struct Fixture {
+    /// Holds `expected`.
     root: PathBuf,
+    /// Holds `x-omni` and `flux`.
+    checkpoint: PathBuf,
 }
 
 /// Largest accepted deviation of an `f32` result from an expected tensor.
@@ -38,22 +41,33 @@ impl Fixture {
     pub fn open() -> Self {
         let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/xomni-tiny");
         let root = std::env::var_os("XOMNI_GOLDEN").map_or_else(|| committed.into(), PathBuf::from);
+        Self::at(root.clone(), root)
+    }
+
+    /// The shipped X-Omni-nano and the outputs of the implementation that trained it.
+    pub fn nano() -> Self {
+        let folder = env!("CARGO_MANIFEST_DIR");
+        let expected = PathBuf::from(folder).join("golden/xomni-nano");
+        Self::at(expected, PathBuf::from(folder).join("../models/nano"))
+    }
+
+    fn at(root: PathBuf, checkpoint: PathBuf) -> Self {
         assert!(
             root.join("expected").is_dir(),
             "{} holds no fixture",
             root.display()
         );
-        Self { root }
+        Self { root, checkpoint }
     }
 
     /// The X-Omni checkpoint directory.
     pub fn x_omni(&self) -> PathBuf {
-        self.root.join("x-omni")
+        self.checkpoint.join("x-omni")
     }
 
     /// The FLUX directory.
     pub fn flux(&self) -> PathBuf {
-        self.root.join("flux")
+        self.checkpoint.join("flux")
     }
 
     /// A file of the fixture.

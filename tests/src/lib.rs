@@ -3,6 +3,8 @@
 //! and clusters of them.
 
 pub mod backbone;
+pub mod browser;
+pub mod certificates;
 pub mod cluster;
 pub mod collector;
 pub mod coordinator;

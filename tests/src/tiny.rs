@@ -6,12 +6,16 @@ use tokio::sync::{mpsc, oneshot};
 use xomni_cluster::record::{Load, Role, WorkerRecord, WorkerState};
 use xomni_coordinator::{
     pipeline::{Image, ImageEvent, Pipeline},
-    request::{ImageJob, ImageRequest, Limits},
+    request::{ChatModel, ImageJob, ImageRequest, Limits},
 };
-use xomni_engine::{Result, decode::WeightsSource};
+use xomni_engine::{Result, decode::WeightsSource, text::Grid};
 use xomni_proto::PROTOCOL_VERSION;
 use xomni_worker::{
-    api::{Backbone, DecodeEvent, DecodeJob, Decoder, GenerateJob, JobStream, TokenFrame},
+    api::{
+        Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
+        TokenFrame,
+    },
+    decoder::LocalEncoder,
     local::{LocalConfig, LocalModel},
 };
 
@@ -42,6 +46,19 @@ impl Tiny {
     /// What it can draw.
     pub fn limits(&self) -> Limits {
         Limits::new(&self.0.config, &self.0.generation)
+    }
+
+    /// What it makes of chats.
+    pub fn chat(&self) -> Arc<ChatModel> {
+        let LocalModel {
+            config,
+            generation,
+            tokenizer,
+            template,
+            ..
+        } = &*self.0;
+        let (tokenizer, template) = (tokenizer.clone(), template.clone());
+        Arc::new(ChatModel::new(config, generation, tokenizer, template))
     }
 
     /// A job as a client's request becomes one.
@@ -77,7 +94,7 @@ pub async fn draw<B: Backbone, D: Decoder>(
     job: ImageJob,
 ) -> Vec<Image> {
     let (events, mut inbox) = mpsc::channel(1024);
-    let pipeline = Pipeline::new(model.0.tokenizer.clone(), backbone, Arc::new(decoder));
+    let pipeline = Pipeline::new(model.chat(), backbone, Arc::new(decoder));
     let collect = async {
         let mut images = vec![];
         while let Some(event) = inbox.recv().await {
@@ -106,6 +123,13 @@ impl Decoder for Tiny {
         codes: oneshot::Receiver<Vec<u32>>,
     ) -> Result<JobStream<DecodeEvent>> {
         self.0.decoder.decode(job, codes).await
+    }
+}
+
+impl Encoder for Tiny {
+    async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
+        let encoder = LocalEncoder::new(self.0.encoder.clone(), 64);
+        encoder.encode(job).await
     }
 }
 

@@ -86,7 +86,7 @@ async fn a_job_in_progress_survives_sigterm() {
 #[test]
 fn what_cannot_serve_says_why() {
     let folder = tempfile::tempdir().expect("folder");
-    let mut process = start(folder.path(), &["--listen", "0.0.0.0:0"]);
+    let mut process = start(folder.path(), &["--insecure", "--listen", "0.0.0.0:0"]);
     assert_eq!(process.wait().code(), Some(1));
     assert!(process.output().contains("--advertise"));
 }

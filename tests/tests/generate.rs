@@ -21,10 +21,19 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs `xomni generate` and returns the pictures it wrote, in order.
+/// Runs `xomni generate`, with the fixture unless a model is named, and returns the pictures it
+/// wrote, in order.
 fn pictures(arguments: &[&str]) -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().expect("folder");
-    let output = generate(folder.path(), arguments);
+    let fixture = Fixture::open();
+    let (model, flux) = (fixture.x_omni(), fixture.flux());
+    let (model, flux) = (model.to_string_lossy(), flux.to_string_lossy());
+    let output = if arguments.contains(&"--model") {
+        generate(folder.path(), arguments)
+    } else {
+        let directories = ["--model", &model, "--flux", &flux];
+        generate(folder.path(), &[arguments, &directories].concat())
+    };
     assert!(
         output.status.success(),
         "{arguments:?}: {}",
@@ -65,7 +74,7 @@ fn one_prompt_gives_one_picture_of_the_asked_size() {
     let note = text(&output.stderr);
     assert_eq!(
         note.lines()
-            .filter(|line| line.contains("tiny test checkpoint"))
+            .filter(|line| line.contains("X-Omni-nano"))
             .count(),
         1
     );
@@ -331,7 +340,7 @@ fn ctrl_c_ends_it_at_once_and_leaves_nothing() {
             "generate",
             "a red fox",
             "--size",
-            "1024x1024",
+            "768x768",
             "--num-inference-steps",
             "1000",
         ])

@@ -22,8 +22,8 @@ use xomni_tests::{
 };
 use xomni_worker::{
     api::{
-        Backbone, DecodeEvent, DecodeJob, Decoder, Encoder, GenerateJob, JobStream, Progress,
-        TokenFrame,
+        Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
+        Progress, TokenFrame,
     },
     client::{RemoteBackbone, RemoteDecoder},
     convert::Standing,
@@ -202,8 +202,26 @@ async fn tokens_and_pictures_are_those_of_the_local_services() {
 
     let picture = std::fs::read(Fixture::open().path("images/picture_1.png"));
     let picture = picture.expect("a picture");
-    let local = cluster.encoder.encode(picture.clone()).await.expect("read");
-    assert_eq!(cluster.decoder.encode(picture).await.expect("read"), local);
+    let local = cluster
+        .encoder
+        .encode(encode_job(picture.clone()))
+        .await
+        .expect("read");
+    assert_eq!(
+        cluster
+            .decoder
+            .encode(encode_job(picture))
+            .await
+            .expect("read"),
+        local
+    );
+}
+
+fn encode_job(picture: Vec<u8>) -> EncodeJob {
+    EncodeJob {
+        request_id: "read".into(),
+        picture: picture.into(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +331,7 @@ async fn bad_input_comes_back_by_field_and_harms_nothing() {
     );
     let refused = cluster
         .decoder
-        .encode(b"no picture".to_vec())
+        .encode(encode_job(b"no picture".to_vec()))
         .await
         .expect_err("no picture");
     assert!(
@@ -322,7 +340,7 @@ async fn bad_input_comes_back_by_field_and_harms_nothing() {
     );
     let refused = cluster
         .decoder
-        .encode(vec![0; 33 << 20])
+        .encode(encode_job(vec![0; 33 << 20]))
         .await
         .expect_err("too large");
     assert!(

@@ -18,7 +18,10 @@ use xomni_proto::worker::{
 };
 use xomni_tests::loopback::{Loopback, calls, identity};
 use xomni_worker::{
-    api::{Backbone, DecodeEvent, DecodeJob, Decoder, Encoder, GenerateJob, JobStream, TokenFrame},
+    api::{
+        Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
+        TokenFrame,
+    },
     client::{Calls, Patience, RemoteBackbone, RemoteDecoder},
     convert::{Standing, backbone as convert},
     serve::{backbone_service, decoder_service},
@@ -59,8 +62,8 @@ impl Decoder for Darkroom {
 }
 
 impl Encoder for Darkroom {
-    async fn encode(&self, picture: Vec<u8>) -> Result<(Grid, Vec<u32>)> {
-        Ok((Grid::new(1, 1), vec![picture.len() as u32]))
+    async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
+        Ok((Grid::new(1, 1), vec![job.picture.len() as u32]))
     }
 }
 
@@ -323,6 +326,7 @@ async fn decodes_out_of_order_or_range_are_refused() {
 
     let large = [PictureInput {
         chunk: vec![0; (1 << 20) + 1].into(),
+        request_id: String::new(),
     }];
     let refused = client
         .encode(tokio_stream::iter(large))
@@ -334,6 +338,7 @@ async fn decodes_out_of_order_or_range_are_refused() {
     );
     let chunks = [vec![0; 1 << 20], vec![0; 5]].map(|chunk| PictureInput {
         chunk: chunk.into(),
+        request_id: "read".into(),
     });
     let read = client
         .encode(tokio_stream::iter(chunks))

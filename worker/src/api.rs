@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 pub use xomni_engine::decode::Progress;
@@ -82,6 +83,15 @@ pub struct DecodeJob {
     pub steps: Option<usize>,
 }
 
+/// A picture to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodeJob {
+    /// Names the job in logs and traces.
+    pub request_id: String,
+    /// A PNG or JPEG file.
+    pub picture: Bytes,
+}
+
 /// What a decode stream carries; [`DecodeEvent::Png`] is the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DecodeEvent {
@@ -147,11 +157,11 @@ pub trait Decoder: Send + Sync + 'static {
 
 /// Reads pictures as tokens.
 pub trait Encoder: Send + Sync + 'static {
-    /// The grid and the image codes, row by row, of a PNG or JPEG file.
+    /// The grid and the image codes, row by row, of a picture.
     ///
     /// # Errors
     /// [`Error::BadInput`] for another kind of file or size, [`Error::Capacity`].
-    fn encode(&self, picture: Vec<u8>) -> impl Future<Output = Result<(Grid, Vec<u32>)>> + Send;
+    fn encode(&self, job: EncodeJob) -> impl Future<Output = Result<(Grid, Vec<u32>)>> + Send;
 }
 
 /// The error of a job whose worker is gone.

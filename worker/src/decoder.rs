@@ -5,6 +5,7 @@
 mod desk;
 mod encoder;
 mod meter;
+mod node;
 
 use std::{
     sync::{Arc, Weak},
@@ -13,6 +14,7 @@ use std::{
 
 pub use encoder::LocalEncoder;
 pub use meter::DecoderMeter;
+pub use node::DecoderNode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use xomni_cluster::record::Load;
 use xomni_engine::{

@@ -10,7 +10,7 @@ use xomni_engine::{
     ops::cpu::Cpu,
     parallel::{HeadLayout, Shard},
     schedule::SchedulerConfig,
-    text::Tokenizer,
+    text::{ChatTemplate, Tokenizer},
 };
 
 use crate::{
@@ -52,6 +52,8 @@ pub struct PreparedModel {
     pub generation: GenerationConfig,
     /// The backbone's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// What makes a prompt of a chat.
+    pub template: Arc<ChatTemplate>,
     decoder: DecoderSetup,
     scheduler: SchedulerConfig,
     local: LocalConfig,
@@ -66,6 +68,8 @@ pub struct LocalModel {
     pub generation: GenerationConfig,
     /// The backbone's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// What makes a prompt of a chat.
+    pub template: Arc<ChatTemplate>,
     /// Draws tokens.
     pub backbone: LocalBackbone,
     /// Develops pictures.
@@ -86,6 +90,7 @@ impl PreparedModel {
         Ok(Self {
             generation: GenerationConfig::open(&local.model, &config)?,
             tokenizer: Arc::new(Tokenizer::open(&local.model, &config)?),
+            template: Arc::new(ChatTemplate::open(&local.model)?),
             decoder: DecoderSetup::open(&local.model, &local.flux, &config)?,
             scheduler,
             config,
@@ -111,6 +116,7 @@ impl PreparedModel {
             config,
             generation,
             tokenizer,
+            template,
             decoder,
             scheduler,
             local,
@@ -139,6 +145,7 @@ impl PreparedModel {
             config,
             generation,
             tokenizer,
+            template,
         })
     }
 }

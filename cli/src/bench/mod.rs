@@ -2,6 +2,8 @@
 
 mod coordinator;
 mod distribution;
+mod mix;
+mod serve;
 mod usage;
 
 use clap::Subcommand;
@@ -13,6 +15,8 @@ use crate::error::CliError;
 pub enum Bench {
     /// What the coordinator adds to every frame of many concurrent streams, and what it costs.
     Coordinator(coordinator::Arguments),
+    /// A server's images under load: latencies, throughput and goodput.
+    Serve(Box<serve::Arguments>),
 }
 
 impl Bench {
@@ -20,6 +24,7 @@ impl Bench {
     pub async fn run(self) -> Result<(), CliError> {
         match self {
             Self::Coordinator(arguments) => arguments.run().await,
+            Self::Serve(arguments) => arguments.run().await,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::io::Write;
 use clap::Args;
 use xomni_coordinator::status::ClusterStatus;
 use xomni_proto::cluster::{GetStatusRequest, cluster_client::ClusterClient};
+use xomni_worker::process::ClientTls;
 
 use crate::{client, error::CliError};
 
@@ -16,6 +17,8 @@ pub struct Status {
     /// The coordinator to ask
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8400")]
     server: String,
+    #[command(flatten)]
+    tls: ClientTls,
     /// Print the status as JSON, with all that is known
     #[arg(long)]
     json: bool,
@@ -25,7 +28,7 @@ impl Status {
     /// Asks a coordinator and prints what it says.
     pub async fn run(self) -> Result<(), CliError> {
         let request = client::request(GetStatusRequest {})?;
-        let mut client = ClusterClient::new(client::channel(&self.server)?);
+        let mut client = ClusterClient::new(client::channel(&self.server, &self.tls)?);
         let answer = client.get_status(request).await?.into_inner();
         let status = ClusterStatus::try_from(answer)?;
         let text = match self.json {

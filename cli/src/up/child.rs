@@ -31,14 +31,16 @@ pub struct Spec {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Where it shows its metrics.
+    /// Where it shows its metrics, without the scheme and the path.
     pub metrics: SocketAddr,
+    /// `http` or `https`.
+    pub scheme: &'static str,
 }
 
 impl Spec {
     /// Where its metrics are, in a line.
     pub fn metrics_line(&self) -> String {
-        format!("{}: http://{}/metrics", self.name, self.metrics)
+        format!("{}: {}://{}/metrics", self.name, self.scheme, self.metrics)
     }
 }
 

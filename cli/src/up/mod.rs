@@ -1,6 +1,7 @@
 //! `xomni up`: a whole cluster on this machine.
 
 pub mod child;
+mod door;
 mod ports;
 
 use std::{
@@ -20,6 +21,7 @@ use tokio::{
 pub use self::ports::free_port;
 use self::{
     child::{Spec, supervise},
+    door::Door,
     ports::FreePorts,
 };
 use crate::{client, error::CliError, model::ModelArguments};
@@ -53,12 +55,15 @@ pub struct Up {
     /// Name of the cluster
     #[arg(long, value_name = "NAME", default_value = "up")]
     cluster: String,
+    #[command(flatten)]
+    door: Door,
 }
 
 impl Up {
     /// Runs the cluster until Ctrl-C or SIGTERM.
     pub async fn run(self) -> Result<(), CliError> {
         self.check()?;
+        self.door.check()?;
         self.model.announce();
         let data = tempfile::tempdir().map_err(CliError::file(std::env::temp_dir()))?;
         let program = std::env::current_exe().map_err(CliError::file("xomni"))?;
@@ -80,14 +85,15 @@ impl Up {
             children.spawn(supervise(spec, end.clone()));
         }
         tokio::select! {
-            () = serving(self.listen) => {
+            () = serving(self.listen, &self.door) => {
                 println!("metrics:");
                 for line in metrics {
                     println!("  {line}");
                 }
                 println!(
-                    "ready: {0} (gRPC, and HTTP at http://{0}/v1; Ctrl-C ends everything)",
-                    self.listen
+                    "ready: {0} (gRPC, and HTTP at {1}://{0}/v1; Ctrl-C ends everything)",
+                    self.listen,
+                    self.door.scheme()
                 );
                 interrupted().await;
             }
@@ -144,15 +150,20 @@ impl Up {
                 program: program.to_owned(),
                 arguments,
                 metrics,
+                scheme: "http",
             })
         };
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         let listen = self.listen.to_string();
         let mut own = words(&["coordinator", "--listen", &listen]);
+        own.extend(self.door.arguments());
         if let Some(file) = &self.api_keys {
             own.extend(["--api-keys".into(), file.clone().into_os_string()]);
         }
-        let mut specs = vec![spec("coordinator".into(), &own)?];
+        let mut specs = vec![Spec {
+            scheme: self.door.scheme(),
+            ..spec("coordinator".into(), &own)?
+        }];
         let weights = self.model.weights.to_string();
         for group in 0..self.groups {
             for rank in 0..self.tp {
@@ -208,12 +219,13 @@ pub fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
         program: "setpriv".into(),
         arguments,
         metrics,
+        scheme: "http",
     }
 }
 
 /// Ends when the coordinator says that it has a backbone and a decoder.
-async fn serving(address: SocketAddr) {
-    let Ok(channel) = client::channel(&address.to_string()) else {
+async fn serving(address: SocketAddr, door: &Door) {
+    let Ok(channel) = client::channel(&address.to_string(), &door.tls) else {
         return;
     };
     while !client::is_serving(&channel).await {

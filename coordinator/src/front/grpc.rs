@@ -1,5 +1,6 @@
-//! `xomni.v1.Images` over the front.
+//! `xomni.v1` over the front: `Images` here, `Chat` in [`chat`].
 
+mod chat;
 mod convert;
 mod status;
 
@@ -19,7 +20,7 @@ use xomni_worker::{
     telemetry,
 };
 
-pub use self::status::status;
+pub use self::{chat::chat_service, status::status};
 use super::{Drawing, Event, Front, access::Pass, caller::Caller, failure::Failure};
 
 /// The service of a front, to be added to a server. Ending a call cancels its request.

@@ -1,5 +1,6 @@
 //! OpenAI's HTTP API over the front, beside what operators ask for.
 
+mod chat;
 pub mod context;
 mod files;
 mod health;
@@ -9,7 +10,9 @@ pub mod json;
 mod keyed;
 mod models;
 mod openapi;
+mod page;
 pub mod problem;
+mod uploads;
 
 use std::{
     sync::Arc,
@@ -27,7 +30,7 @@ use axum::{
 use prometheus_client::registry::Registry;
 use tonic::Status;
 use xomni_worker::{
-    api::{Backbone, Decoder},
+    api::{Backbone, Decoder, Encoder},
     process,
 };
 
@@ -78,6 +81,8 @@ pub struct Api<B, D> {
     pub files: Arc<Files>,
     /// How it was set up.
     pub settings: Arc<Settings>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
     /// Seconds since 1970 when this process began.
     pub created: u64,
 }
@@ -102,6 +107,7 @@ impl<B, D> Api<B, D> {
         observer: Observer,
         registry: Arc<Registry>,
         settings: Settings,
+        scheme: &'static str,
     ) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
@@ -110,6 +116,7 @@ impl<B, D> Api<B, D> {
             registry,
             files: Arc::new(Files::new(settings.url_bytes, settings.url_expiry)),
             settings: Arc::new(settings),
+            scheme,
             created: created.map_or(0, |since| since.as_secs()),
         }
     }
@@ -121,7 +128,7 @@ impl<B, D> Api<B, D> {
         }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = uri.authority().map(|host| host.as_str()).or(host);
-        format!("http://{}", host.unwrap_or("localhost"))
+        format!("{}://{}", self.scheme, host.unwrap_or("localhost"))
     }
 }
 
@@ -134,26 +141,31 @@ impl<B: Backbone, D: Decoder> Api<B, D> {
 }
 
 /// All routes: for those whom `access` lets in, `grpc` among them, and `open` for everyone.
-pub fn routes<B: Backbone, D: Decoder>(
+pub fn routes<B: Backbone, D: Decoder + Encoder>(
     api: Api<B, D>,
     access: &Access,
     grpc: Router,
     open: Router,
 ) -> Router {
     let answers = Answers::new(MAX_BODY, api.settings.read_timeout);
-    let drawing = Router::new()
+    let working = Router::new()
         .route("/v1/images/generations", post(images::generations))
+        .route("/v1/chat/completions", post(chat::complete))
         .route_layer(middleware::from_fn_with_state(answers, idempotency::layer));
     let keyed = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/cluster", get(cluster))
+        .route("/v1/files", uploads::all())
+        .route("/v1/files/{id}", uploads::one())
+        .route("/v1/files/{id}/content", uploads::content())
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/images/edits", post(images::edits))
         .route("/v1/images/variations", post(images::edits))
-        .merge(drawing)
+        .merge(working)
         .route_layer(middleware::from_fn_with_state(access.clone(), keyed::http));
     let everyone = Router::new()
+        .merge(page::routes())
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/openapi.json", get(openapi::document))

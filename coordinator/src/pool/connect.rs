@@ -8,7 +8,7 @@ use std::{
 
 use tonic::transport::{Channel, Endpoint};
 use xomni_cluster::record::{Role, WorkerRecord};
-use xomni_worker::client::{Calls, RemoteBackbone, RemoteDecoder, Target};
+use xomni_worker::client::{Calls, Dialer, RemoteBackbone, RemoteDecoder, Target};
 
 use super::Connect;
 
@@ -21,12 +21,21 @@ const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 const CHANNELS: usize = 256;
 
 /// One channel for each address. Clones share them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Channels {
+    dialer: Dialer,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
 }
 
 impl Channels {
+    /// None yet; `dialer` makes them.
+    pub fn new(dialer: Dialer) -> Self {
+        Self {
+            dialer,
+            channels: Arc::default(),
+        }
+    }
+
     /// A channel to `address` (`host:port`), which connects when it is used.
     fn get(&self, address: &str) -> Channel {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,21 +46,22 @@ impl Channels {
             // Those in use live on with their calls.
             channels.clear();
         }
-        let channel = lazy(address);
+        let channel = self.lazy(address);
         channels.insert(address.to_owned(), channel.clone());
         channel
     }
-}
 
-fn lazy(address: &str) -> Channel {
-    // What is no address is nobody's: calls fail as they do where nothing listens.
-    Endpoint::from_shared(format!("http://{address}"))
-        .unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"))
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(PING.0)
-        .keep_alive_timeout(PING.1)
-        .tcp_nodelay(true)
-        .connect_lazy()
+    fn lazy(&self, address: &str) -> Channel {
+        // What is no address is nobody's: calls fail as they do where nothing listens.
+        self.dialer
+            .endpoint(address)
+            .unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"))
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1)
+            .tcp_nodelay(true)
+            .connect_lazy()
+    }
 }
 
 fn calls(worker: &WorkerRecord) -> Calls {

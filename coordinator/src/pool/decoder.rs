@@ -19,7 +19,7 @@ use crate::routing::Stage;
 /// where one fails.
 #[derive(Debug)]
 pub struct DecoderPool<C> {
-    pool: Arc<Pool<C>>,
+    pub(super) pool: Arc<Pool<C>>,
     steps: usize,
 }
 

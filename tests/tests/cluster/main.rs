@@ -1,6 +1,7 @@
 //! A cluster of real processes draws what one process draws, whatever is lost, full or ended
 //! meanwhile.
 
+mod chat;
 mod drain;
 mod drawing;
 mod etcd;

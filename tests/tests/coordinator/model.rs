@@ -11,10 +11,11 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use xomni_cluster::record::WorkerRecord;
 use xomni_coordinator::pool::Connect;
-use xomni_engine::{Error, Result};
+use xomni_engine::{Error, Result, text::Grid};
 use xomni_tests::tiny::Tiny;
 use xomni_worker::api::{
-    Backbone, DecodeEvent, DecodeJob, Decoder, GenerateJob, JobStream, TokenFrame,
+    Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
+    TokenFrame,
 };
 
 /// How a worker fails a job.
@@ -89,6 +90,15 @@ impl Decoder for Flaky {
     ) -> Result<JobStream<DecodeEvent>> {
         let failure = self.next()?;
         Ok(failing(self.model.decode(job, codes).await?, failure))
+    }
+}
+
+impl Encoder for Flaky {
+    async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
+        match self.next()? {
+            None => self.model.encode(job).await,
+            Some(failure) => Err(Error::worker_lost("test", format!("{failure:?}"))),
+        }
     }
 }
 

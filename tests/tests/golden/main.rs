@@ -6,6 +6,7 @@ mod document;
 mod flow;
 mod flux;
 mod image_tokenizer;
+mod nano;
 mod sampling;
 mod text_encoders;
 mod tokenizer;

@@ -1,6 +1,7 @@
 //! The HTTP API as a client sees it.
 
 mod bad_input;
+mod chat;
 mod idempotency;
 mod images;
 mod keys;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tonic::transport::ClientTlsConfig;
 
 use crate::epoch;
 use crate::error::ClusterError;
@@ -34,12 +35,25 @@ impl Cluster {
     /// [`ClusterError::Name`] and [`ClusterError::Endpoints`] for what can never work,
     /// [`ClusterError::Thread`] without a thread to work on.
     pub fn connect(endpoints: &[String], cluster: &str) -> Result<Self, ClusterError> {
+        Self::connect_with(endpoints, cluster, None)
+    }
+
+    /// As [`Self::connect`]. With `tls`, addresses without a scheme are called over TLS, as
+    /// `https://host:port` is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_with(
+        endpoints: &[String],
+        cluster: &str,
+        tls: Option<ClientTlsConfig>,
+    ) -> Result<Self, ClusterError> {
         if cluster.is_empty() || cluster.contains('/') {
             return Err(ClusterError::Name {
                 name: cluster.into(),
             });
         }
-        let etcd = Arc::new(Etcd::new(endpoints)?);
+        let etcd = Arc::new(Etcd::new(endpoints, tls)?);
         Ok(Self {
             etcd,
             keys: Keys::new(cluster),

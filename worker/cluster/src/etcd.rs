@@ -10,6 +10,7 @@ use etcd_client::{Client, ConnectOptions};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::transport::ClientTlsConfig;
 
 use crate::error::ClusterError;
 
@@ -31,7 +32,10 @@ pub(crate) struct Members {
 impl Members {
     /// A client each. Nothing is connected yet, but the connections will belong to the runtime that
     /// this runs on.
-    async fn new(endpoints: &[String]) -> Result<Self, ClusterError> {
+    async fn new(
+        endpoints: &[String],
+        tls: Option<&ClientTlsConfig>,
+    ) -> Result<Self, ClusterError> {
         let refused = |reason: String| ClusterError::Endpoints {
             endpoints: endpoints.to_vec(),
             reason,
@@ -41,7 +45,7 @@ impl Members {
         }
         let mut clients = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
-            let client = Client::connect([endpoint], Some(options())).await;
+            let client = Client::connect([endpoint], Some(options(endpoint, tls))).await;
             clients.push(client.map_err(|error| refused(error.to_string()))?);
         }
         Ok(Self {
@@ -101,7 +105,10 @@ impl Etcd {
     /// # Errors
     /// For addresses that are none, and if the thread cannot be started; never because etcd is
     /// not there.
-    pub(crate) fn new(endpoints: &[String]) -> Result<Self, ClusterError> {
+    pub(crate) fn new(
+        endpoints: &[String],
+        tls: Option<ClientTlsConfig>,
+    ) -> Result<Self, ClusterError> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = mpsc::sync_channel(1);
         let endpoints = endpoints.to_vec();
@@ -111,7 +118,7 @@ impl Etcd {
                 Err(error) => return drop(ready.send(Err(ClusterError::Thread(error)))),
             };
             runtime.block_on(async {
-                let members = Members::new(&endpoints).await;
+                let members = Members::new(&endpoints, tls.as_ref()).await;
                 let handle = runtime.handle().clone();
                 let usable = members.is_ok();
                 if ready.send(members.map(|members| (members, handle))).is_ok() && usable {
@@ -148,8 +155,13 @@ impl Etcd {
     }
 }
 
-fn options() -> ConnectOptions {
-    ConnectOptions::new()
+fn options(endpoint: &str, tls: Option<&ClientTlsConfig>) -> ConnectOptions {
+    let options = ConnectOptions::new();
+    let options = match tls.filter(|_| !endpoint.starts_with("http://")) {
+        Some(tls) => options.with_tls(tls.clone()),
+        None => options,
+    };
+    options
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
         // A member cut off from the others would keep a watch open and silent.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, codegen::Bytes, transport::Channel};
+use tonic::{Streaming, transport::Channel};
 use xomni_engine::{Error, Result, text::Grid};
 use xomni_proto::worker::{
     self as wire, DecodeInput, ImageTokens, PictureInput, decode_event::Event, decode_input::Input,
@@ -13,7 +13,7 @@ use xomni_proto::worker::{
 
 use super::{Calls, EVENTS_IN_FLIGHT, lost, within};
 use crate::{
-    api::{DecodeEvent, DecodeJob, Decoder, Encoder, JobStream},
+    api::{DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, JobStream},
     convert::{
         MAX_MESSAGE,
         decoder::{self as convert, MAX_CHUNK},
@@ -85,11 +85,15 @@ impl Decoder for RemoteDecoder {
 }
 
 impl Encoder for RemoteDecoder {
-    async fn encode(&self, picture: Vec<u8>) -> Result<(Grid, Vec<u32>)> {
-        let mut picture = Bytes::from(picture);
+    async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
+        let mut picture = job.picture;
+        let mut request_id = job.request_id;
         let chunks = std::iter::from_fn(move || {
             let chunk = picture.split_to(picture.len().min(MAX_CHUNK));
-            (!chunk.is_empty()).then_some(PictureInput { chunk })
+            (!chunk.is_empty()).then(|| PictureInput {
+                chunk,
+                request_id: std::mem::take(&mut request_id),
+            })
         });
         let request = self.calls.request(tokio_stream::iter(chunks), None);
         let mut client = self.client.clone();

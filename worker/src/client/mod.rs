@@ -2,12 +2,14 @@
 
 mod backbone;
 mod decoder;
+mod dial;
 mod sequence;
 
 use std::{future::Future, time::Duration};
 
 pub use backbone::RemoteBackbone;
 pub use decoder::RemoteDecoder;
+pub use dial::Dialer;
 use tokio::time::timeout;
 use tonic::{Request, metadata::MetadataMap};
 use xomni_engine::{Error, Result};

@@ -19,7 +19,10 @@ pub const MAX_REQUEST_ID: usize = 128;
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// A request's name is written into logs: short and printable.
-fn request_id(id: String) -> Result<String> {
+///
+/// # Errors
+/// [`Error::BadInput`] for any other.
+pub fn request_id(id: String) -> Result<String> {
     if id.is_empty() || id.len() > MAX_REQUEST_ID || !id.bytes().all(|byte| byte.is_ascii_graphic())
     {
         let limit = format!("must be 1 to {MAX_REQUEST_ID} printable ASCII characters");

@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 use tracing::Span;
 use xomni_engine::{Error, Result, decode::PictureEncoder, ops::ImageOps, text::Grid};
 
-use crate::{api::Encoder, api::worker_gone};
+use crate::api::{EncodeJob, Encoder, worker_gone};
 
 /// A picture encoder that reads one picture at a time.
 pub struct LocalEncoder<O: ImageOps> {
@@ -32,7 +32,7 @@ impl<O: ImageOps> LocalEncoder<O> {
 }
 
 impl<O: ImageOps> Encoder for LocalEncoder<O> {
-    async fn encode(&self, picture: Vec<u8>) -> Result<(Grid, Vec<u32>)> {
+    async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
         let gone = |_| worker_gone("encoder");
         let full = |_| Error::Capacity {
             what: "encoder queue",
@@ -46,7 +46,7 @@ impl<O: ImageOps> Encoder for LocalEncoder<O> {
         let work = move || {
             // A caller that goes away frees its place only when its picture is done with.
             let _held = (place, turn);
-            span.in_scope(|| encoder.encode(&picture))
+            span.in_scope(|| encoder.encode(&job.picture))
         };
         let panicked =
             |error: tokio::task::JoinError| Err(Error::worker_lost("encoder", error.to_string()));

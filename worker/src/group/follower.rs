@@ -13,10 +13,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, Streaming, transport::Channel};
 use xomni_cluster::record::{EpochRecord, WorkerState};
 use xomni_engine::{Error, Result, parallel::NetAbort, schedule::Step};
 use xomni_proto::worker::{FollowerFrame, LeaderFrame, ranks_client::RanksClient};
@@ -31,6 +28,7 @@ use super::{
     store::EpochStore,
     wire,
 };
+use crate::client::Dialer;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,6 +48,8 @@ pub struct Follower<S> {
     pub part: Arc<Part>,
     /// Where epochs come from.
     pub store: S,
+    /// How leaders are reached.
+    pub dialer: Dialer,
     /// How long the leader may take to end the epoch once this process wants to stop.
     pub drain: Duration,
 }
@@ -112,9 +112,9 @@ async fn newer(
     newest.wait_for(is_newer).await.ok()?.clone()
 }
 
-async fn dial(address: &str) -> Result<Call, Status> {
+async fn dial(dialer: &Dialer, address: &str) -> Result<Call, Status> {
     let unavailable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unavailable)?;
+    let endpoint = dialer.endpoint(address).map_err(unavailable)?;
     let endpoint = endpoint.connect_timeout(ACCEPT).tcp_nodelay(true);
     let channel: Channel = endpoint.connect().await.map_err(unavailable)?;
     let (outgoing, frames) = mpsc::channel(FRAMES);
@@ -135,7 +135,7 @@ impl<S: EpochStore> Follower<S> {
         newest: &mut watch::Receiver<Option<EpochRecord>>,
     ) -> Result<Call> {
         loop {
-            let error = match dial(&record.address).await {
+            let error = match dial(&self.dialer, &record.address).await {
                 Ok(call) => return Ok(call),
                 Err(error) => error,
             };

@@ -1,6 +1,6 @@
 //! Metrics, in the text format that Prometheus reads.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -9,8 +9,10 @@ use axum::{
     routing::get,
 };
 use prometheus_client::{encoding::text::encode, metrics::info::Info, registry::Registry};
-use tokio::{net::TcpListener, task::JoinSet};
-use xomni_engine::{Error, Result};
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use super::Listener;
 
 /// What OpenMetrics calls its text.
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -18,7 +20,7 @@ const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// `GET /metrics` at an address of its own. Dropping it ends that.
 #[derive(Debug)]
 pub struct Metrics {
-    address: SocketAddr,
+    url: String,
     _server: JoinSet<()>,
 }
 
@@ -31,26 +33,22 @@ impl Metrics {
         registry
     }
 
-    /// Shows `registry` at `address`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] naming the address if it cannot be listened at.
-    pub async fn serve(address: SocketAddr, registry: Arc<Registry>) -> Result<Self> {
-        let io = |error| Error::io(Path::new(&address.to_string()), error);
-        let listener = TcpListener::bind(address).await.map_err(io)?;
-        let address = listener.local_addr().map_err(io)?;
+    /// Shows `registry` on `listener`.
+    pub fn serve(listener: Listener, registry: Arc<Registry>) -> Self {
+        let url = format!("{}://{}/metrics", listener.scheme(), listener.address());
         let show = move || async move { Self::show(&registry) };
+        let routes = Routes::from(Router::new().route("/metrics", get(show)));
         let mut server = JoinSet::new();
         server.spawn(async move {
-            let routes = Router::new().route("/metrics", get(show));
-            if let Err(error) = axum::serve(listener, routes).await {
+            let served = listener.serve(routes, std::future::pending(), Duration::ZERO);
+            if let Err(error) = served.await {
                 tracing::error!(%error, "metrics are not shown any more");
             }
         });
-        Ok(Self {
-            address,
+        Self {
+            url,
             _server: server,
-        })
+        }
     }
 
     /// The answer to who reads metrics.
@@ -61,9 +59,9 @@ impl Metrics {
         ([(CONTENT_TYPE, TEXT)], text).into_response()
     }
 
-    /// Where it listens; the port is the one that the system chose.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where it is asked; the port is the one that the system chose.
+    pub fn url(&self) -> String {
+        self.url.clone()
     }
 }
 

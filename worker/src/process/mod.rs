@@ -9,6 +9,7 @@ mod patience;
 mod presence;
 mod server;
 mod signals;
+mod tls;
 
 pub use announce::announce;
 pub use load::on_thread;
@@ -17,3 +18,4 @@ pub use parent::die_with_parent;
 pub use presence::Presence;
 pub use server::{Drained, Listener};
 pub use signals::Signals;
+pub use tls::{ClientTls, Tls};

@@ -2,20 +2,31 @@
 
 use std::{
     future::Future,
+    io,
     net::SocketAddr,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpListener, sync::oneshot, time::timeout};
-use tokio_stream::StreamExt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::oneshot,
+    time::timeout,
+};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{
     service::Routes,
-    transport::{Server, server::TcpIncoming},
+    transport::{
+        Server,
+        server::{Connected, TcpIncoming},
+    },
 };
 use xomni_engine::{Error, Result};
 
-use super::patience::Patient;
+use super::{patience::Patient, tls::Handshakes};
 
 /// How long a new connection may be silent, and how long a client may not take its answers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +40,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 /// How a server came to its end.
@@ -49,7 +61,24 @@ impl Listener {
         let io = |error| Error::io(Path::new(&address.to_string()), error);
         let listener = TcpListener::bind(address).await.map_err(io)?;
         let address = listener.local_addr().map_err(io)?;
-        Ok(Self { listener, address })
+        Ok(Self {
+            listener,
+            address,
+            tls: None,
+        })
+    }
+
+    /// Speaks TLS, if that is given.
+    pub(super) fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// What addresses of what is served begin with.
+    pub fn scheme(&self) -> &'static str {
+        match self.tls {
+            Some(_) => "https",
+            None => "http",
+        }
     }
 
     /// Where it listens; the port is the one that the system chose.
@@ -69,17 +98,16 @@ impl Listener {
         drain: Duration,
     ) -> Result<Drained> {
         let (stopping, stopped) = oneshot::channel::<()>();
-        let incoming = TcpIncoming::from(self.listener)
-            .with_nodelay(Some(true))
-            .map(|connection| connection.map(|stream| Patient::new(stream, PATIENCE)));
-        let serving = Server::builder()
-            .accept_http1(true)
-            .http2_keepalive_interval(Some(KEEP_ALIVE))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, async {
-                let _ = stopped.await;
-            });
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        let connections = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let serving = async {
+            match self.tls {
+                None => answer(connections, routes, stopped).await,
+                Some(tls) => answer(Handshakes::new(connections, tls), routes, stopped).await,
+            }
+        };
         tokio::pin!(serving);
         let failed =
             |error: tonic::transport::Error| Err(Error::worker_lost("server", error.to_string()));
@@ -101,4 +129,24 @@ impl Listener {
             }
         }
     }
+}
+
+/// Answers the calls of all connections until `stopped`, and then those that run.
+async fn answer<IO>(
+    connections: impl Stream<Item = io::Result<IO>>,
+    routes: Routes,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Send + Unpin + 'static,
+{
+    let connections =
+        connections.map(|connection| connection.map(|stream| Patient::new(stream, PATIENCE)));
+    Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, stopped)
+        .await
 }

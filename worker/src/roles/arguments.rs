@@ -10,7 +10,7 @@ use clap::Args;
 use xomni_cluster::Cluster;
 use xomni_engine::{Error, Result, decode::WeightsSource};
 
-use crate::group::part::authority;
+use crate::{group::part::authority, process::Tls};
 
 /// Where the model is, and how the process is reached.
 #[derive(Debug, Clone, Args)]
@@ -47,6 +47,9 @@ pub struct Common {
     /// Address at which Prometheus reads metrics; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Encryption.
+    #[command(flatten)]
+    pub tls: Tls,
     /// End when the process that started this one does
     #[arg(long)]
     pub die_with_parent: bool,
@@ -104,16 +107,12 @@ impl Common {
     /// The cluster to register in, if any.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for endpoints or a name that cannot work.
+    /// As [`Tls::cluster`].
     pub fn cluster(&self) -> Result<Option<Cluster>> {
         if self.etcd.is_empty() {
             return Ok(None);
         }
-        let cluster = Cluster::connect(&self.etcd, &self.cluster);
-        cluster.map(Some).map_err(|error| Error::Unsupported {
-            what: format!("--etcd {} --cluster {}", self.etcd.join(","), self.cluster),
-            reason: error.to_string(),
-        })
+        self.tls.cluster(&self.etcd, &self.cluster).map(Some)
     }
 
     /// How long work in progress may take after SIGTERM.

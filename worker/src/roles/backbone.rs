@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     backbone::{BackboneHandle, BackboneMeter},
+    client::Dialer,
     convert::{Identity, Standing},
     fingerprint,
     group::{
@@ -105,7 +106,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         tracing::info!(signal, "ends");
     };
     let model = common.served_name()?;
-    let listener = Listener::bind(common.listen).await?;
+    let dialer = common.tls.client.dialer()?;
+    let listener = common.tls.listen("--listen", common.listen).await?;
     let bound = listener.address();
     let (host, address) = (common.host(bound)?, common.advertised(bound)?);
     let arguments = Arc::new(arguments);
@@ -120,6 +122,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         () = &mut stop => return Ok(()),
     };
     let process = Process {
+        dialer,
         id: worker_id("backbone"),
         model,
         address,
@@ -184,6 +187,8 @@ fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part,
 
 /// A process whose ranks are warm.
 struct Process {
+    /// How it calls the leader.
+    dialer: Dialer,
     id: String,
     model: String,
     address: String,
@@ -210,7 +215,7 @@ impl Process {
         announce(
             "backbone",
             &self.address,
-            metrics.as_ref().map(Metrics::address),
+            metrics.as_ref().map(Metrics::url),
         );
         let place = Place {
             serving,
@@ -233,16 +238,18 @@ impl Process {
     }
 
     async fn serve_metrics(&self, meter: &BackboneMeter) -> Result<Option<Metrics>> {
-        let Some(address) = self.arguments.common.metrics else {
+        let common = &self.arguments.common;
+        let Some(address) = common.metrics else {
             return Ok(None);
         };
+        let listener = common.tls.listen("--metrics", address).await?;
         let mut registry = Metrics::registry();
         let (standing, leads) = (self.part.standing.subscribe(), self.leads());
         self.part.meter.register(&mut registry, standing, leads);
         if leads {
             meter.register(&mut registry);
         }
-        Metrics::serve(address, Arc::new(registry)).await.map(Some)
+        Ok(Some(Metrics::serve(listener, Arc::new(registry))))
     }
 
     fn leads(&self) -> bool {
@@ -283,7 +290,13 @@ impl Process {
         }
         // Dropped, so that whoever takes this process for a leader is refused at once.
         drop(place);
-        Follower { part, store, drain }.run(stop).await;
+        let follower = Follower {
+            part,
+            store,
+            dialer: self.dialer.clone(),
+            drain,
+        };
+        follower.run(stop).await;
         Ok(())
     }
 

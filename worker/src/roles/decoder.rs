@@ -1,6 +1,6 @@
 //! A process that develops tokens into pictures, and reads pictures as tokens.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use tokio::sync::{oneshot, watch};
@@ -50,8 +50,11 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         die_with_parent()?;
     }
     let mut signals = Signals::catch()?;
+    // What cannot be listened at is told at once, and not after all is loaded.
+    let common = &arguments.common;
+    let listener = common.tls.listen("--listen", common.listen).await?;
     tokio::select! {
-        warm = warm_up(&arguments) => serve(&arguments.common, warm?, signals).await,
+        warm = warm_up(&arguments) => serve(common, listener, warm?, signals).await,
         signal = signals.next() => {
             tracing::info!(signal, "ends before it served");
             Ok(())
@@ -120,10 +123,14 @@ async fn develop_one(decoder: &LocalDecoder) -> Result<()> {
     }
 }
 
-async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> {
-    let listener = Listener::bind(common.listen).await?;
+async fn serve(
+    common: &Common,
+    listener: Listener,
+    warm: Warm,
+    mut signals: Signals,
+) -> Result<()> {
     let address = common.advertised(listener.address())?;
-    let metrics = serve_metrics(common.metrics, &warm.decoder).await?;
+    let metrics = serve_metrics(common, &warm.decoder).await?;
     let cluster = common.cluster()?;
     let standing = watch::Sender::new(Standing::ready(0));
     let record = WorkerRecord {
@@ -147,7 +154,7 @@ async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> 
     let (presence, health) = Presence::new(record, standing, cluster.as_ref(), SERVICE_NAME);
     let service = decoder_service(decoder.clone(), Arc::new(warm.encoder), identity);
     let routes = Routes::new(service).add_service(health);
-    announce("decoder", &address, metrics.as_ref().map(Metrics::address));
+    announce("decoder", &address, metrics.as_ref().map(Metrics::url));
     let stop = async {
         let signal = signals.next().await;
         tracing::info!(signal, "drains");
@@ -161,14 +168,12 @@ async fn serve(common: &Common, warm: Warm, mut signals: Signals) -> Result<()> 
     drained.map(|_| ())
 }
 
-async fn serve_metrics(
-    address: Option<SocketAddr>,
-    decoder: &LocalDecoder,
-) -> Result<Option<Metrics>> {
-    let Some(address) = address else {
+async fn serve_metrics(common: &Common, decoder: &LocalDecoder) -> Result<Option<Metrics>> {
+    let Some(address) = common.metrics else {
         return Ok(None);
     };
+    let listener = common.tls.listen("--metrics", address).await?;
     let mut registry = Metrics::registry();
     decoder.meter().register(&mut registry);
-    Metrics::serve(address, Arc::new(registry)).await.map(Some)
+    Ok(Some(Metrics::serve(listener, Arc::new(registry))))
 }

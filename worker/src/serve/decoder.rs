@@ -25,10 +25,11 @@ use xomni_proto::worker::{
 
 use super::{Responses, deadline, failed, refused};
 use crate::{
-    api::{self, Decoder, Encoder, JobStream},
+    api::{self, Decoder, EncodeJob, Encoder, JobStream},
     convert::{
         Identity, MAX_MESSAGE, Refusal,
         decoder::{self as convert, MAX_CHUNK},
+        request_id,
     },
     telemetry,
 };
@@ -100,7 +101,9 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
 
     async fn read(&self, mut chunks: Streaming<PictureInput>) -> Result<EncodedPicture, Status> {
         let mut picture = Vec::new();
-        while let Some(PictureInput { chunk }) = chunks.message().await? {
+        let mut name = None;
+        while let Some(PictureInput { chunk, request_id }) = chunks.message().await? {
+            name.get_or_insert(request_id);
             let length = picture.len() + chunk.len();
             if chunk.len() > MAX_CHUNK {
                 let limit = format!("must be at most {MAX_CHUNK} bytes");
@@ -112,9 +115,20 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             }
             picture.extend_from_slice(&chunk);
         }
+        // Senders of the protocol's first version name none.
+        let request_id = match name {
+            Some(id) if !id.is_empty() => request_id(id).map_err(|error| self.refused(error))?,
+            Some(_) | None => String::new(),
+        };
+        Span::current().record("request_id", &request_id);
+        let picture = picture.into();
+        let job = EncodeJob {
+            request_id,
+            picture,
+        };
         let (grid, codes) = self
             .encoder
-            .encode(picture)
+            .encode(job)
             .await
             .map_err(|error| self.refused(error))?;
         Ok(convert::wire_picture(grid, codes))
@@ -155,6 +169,7 @@ impl<D: Decoder, E: Encoder> Rpc for DecoderService<D, E> {
         let span = info_span!(
             "Decoder.Encode",
             otel.kind = "server",
+            request_id = field::Empty,
             trace_id = field::Empty
         );
         telemetry::adopt(&span, &metadata);

@@ -19,7 +19,7 @@ use xomni_proto::PROTOCOL_VERSION;
 use xomni_worker::{
     client::{Calls, RemoteBackbone, Target},
     convert::{Identity, Standing},
-    process::Listener,
+    process::{ClientTls, Listener},
     serve::{backbone_service, decoder_service},
 };
 
@@ -113,7 +113,7 @@ impl Cluster {
     }
 
     async fn ready(&mut self) -> Result<(), CliError> {
-        let channel = client::channel(&self.address)?;
+        let channel = client::channel(&self.address, &ClientTls::default())?;
         while !client::is_serving(&channel).await {
             let ended = self.coordinator.try_wait();
             if let Some(status) = ended.map_err(CliError::file("coordinator"))? {
@@ -132,7 +132,9 @@ impl Cluster {
 
     /// So many connections to the coordinator.
     pub fn channels(&self, count: usize) -> Result<Vec<Channel>, CliError> {
-        (0..count).map(|_| client::channel(&self.address)).collect()
+        (0..count)
+            .map(|_| client::channel(&self.address, &ClientTls::default()))
+            .collect()
     }
 
     /// The groups, called without the coordinator.
@@ -144,7 +146,10 @@ impl Cluster {
                 weights_version: String::new(),
                 epoch: EPOCH,
             });
-            Ok(RemoteBackbone::new(client::channel(address)?, calls))
+            Ok(RemoteBackbone::new(
+                client::channel(address, &ClientTls::default())?,
+                calls,
+            ))
         };
         self.workers.iter().map(backbone).collect()
     }

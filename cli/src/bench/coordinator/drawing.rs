@@ -8,6 +8,8 @@ use xomni_engine::{
     text::Grid,
 };
 
+use crate::bench::mix::mix;
+
 /// The pictures of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawing {
@@ -24,11 +26,8 @@ pub struct Drawing {
 impl Drawing {
     /// The image code at a position of the picture of `seed`.
     pub fn code(&self, seed: u64, position: usize) -> u32 {
-        // SplitMix64's finaliser: neighbours differ in every bit.
-        let mut bits = seed.rotate_left(32) ^ position as u64;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) % u64::from(self.codebook)) as u32
+        let bits = mix(seed.rotate_left(32) ^ position as u64);
+        (bits % u64::from(self.codebook)) as u32
     }
 
     /// Positions of the tokens of a frame.

@@ -76,7 +76,7 @@ pub struct Arguments {
 impl Arguments {
     /// Checks, measures and prints.
     pub async fn run(self) -> Result<(), CliError> {
-        let model = self.model.clone().unwrap_or_else(model::tiny_x_omni);
+        let model = self.model.clone().unwrap_or_else(model::default_x_omni);
         let config = XOmniConfig::open(&model)?;
         let drawing = self.drawing(config.encoder.codebook_size as u32)?;
         let report = self.measure(&model, &config, drawing).await?;

@@ -13,8 +13,8 @@ use xomni_engine::{
     text::{Grid, Tokenizer},
 };
 use xomni_worker::api::{
-    Backbone, DecodeEvent, DecodeJob, Decoder, Encoder, GenerateJob, JobStream, Progress,
-    TokenFrame,
+    Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
+    Progress, TokenFrame,
 };
 
 use super::{drawing::Drawing, stamps::Stamps};
@@ -126,7 +126,7 @@ async fn develop(
 }
 
 impl Encoder for Synthetic {
-    async fn encode(&self, _: Vec<u8>) -> Result<(Grid, Vec<u32>)> {
+    async fn encode(&self, _: EncodeJob) -> Result<(Grid, Vec<u32>)> {
         Err(Error::Unsupported {
             what: "reading pictures".into(),
             reason: "these workers only draw".into(),

@@ -20,18 +20,8 @@ pub fn request(
     message: wire::GenerateImagesRequest,
     model: &str,
 ) -> Result<(ImageRequest, String)> {
-    let count = |value: Option<u32>| value.map(|value| value as usize);
-    if !message.model.is_empty() && message.model != model {
-        return Err(Error::bad_input(
-            "model",
-            format!("must be {model}"),
-            message.model,
-        ));
-    }
-    if message.tenant.chars().count() > MAX_TENANT {
-        let limit = format!("must be at most {MAX_TENANT} characters");
-        return Err(Error::bad_input("tenant", limit, message.tenant));
-    }
+    check_model(&message.model, model)?;
+    check_tenant(&message.tenant)?;
     let request = ImageRequest {
         prompt: message.prompt,
         size: message.size,
@@ -47,6 +37,34 @@ pub fn request(
         priority: message.priority,
     };
     Ok((request, message.tenant))
+}
+
+/// Refuses another model than the one that is served.
+pub fn check_model(asked: &str, served: &str) -> Result<()> {
+    match asked.is_empty() || asked == served {
+        true => Ok(()),
+        false => Err(Error::bad_input(
+            "model",
+            format!("must be {served}"),
+            asked,
+        )),
+    }
+}
+
+/// Refuses a tenant's name that is too long.
+pub fn check_tenant(tenant: &str) -> Result<()> {
+    match tenant.chars().count() <= MAX_TENANT {
+        true => Ok(()),
+        false => {
+            let limit = format!("must be at most {MAX_TENANT} characters");
+            Err(Error::bad_input("tenant", limit, tenant))
+        }
+    }
+}
+
+/// A number of things, as the wire counts them.
+pub fn count(value: Option<u32>) -> Option<usize> {
+    value.map(|value| value as usize)
 }
 
 /// An event of the pipeline, a picture in chunks.

@@ -141,6 +141,15 @@ impl Problem {
         Self::invalid(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    /// What a path names is not here.
+    pub fn missing(error: &Error) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "not_found",
+            ..Self::of_error(error)
+        }
+    }
+
     /// A method that a path does not have.
     pub fn wrong_method(method: &Method) -> Self {
         let message = format!("{method} is not served here");

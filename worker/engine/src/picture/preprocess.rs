@@ -1,7 +1,7 @@
 //! Sizing of a picture before it is tokenised, and its pixels as the ViT reads them.
 
 use super::{Picture, read, resample};
-use crate::{Error, Result, checkpoint::config::TransformConfig};
+use crate::{Error, Result, checkpoint::config::TransformConfig, text::Grid};
 
 /// Channel-first pixels `[3, height, width]` in -1..=1.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,17 @@ pub fn load(bytes: &[u8], config: &TransformConfig) -> Result<Picture> {
     let (width, height) = opened.size();
     let (width, height) = target_size(width, height, config)?;
     Ok(resample::bicubic(&opened.read()?, width, height))
+}
+
+/// The grid of tokens that a PNG or JPEG becomes, from its header alone.
+///
+/// # Errors
+/// [`Error::BadInput`] as [`read::open`] and [`target_size`].
+pub fn grid(bytes: &[u8], config: &TransformConfig) -> Result<Grid> {
+    let (width, height) = read::open(bytes)?.size();
+    let (width, height) = target_size(width, height, config)?;
+    let tokens = |side: usize| (side / config.patch_size) as u32;
+    Ok(Grid::new(tokens(height), tokens(width)))
 }
 
 /// Width and height to which a picture of `width` x `height` pixels is resized: the short side is

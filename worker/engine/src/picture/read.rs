@@ -10,8 +10,9 @@ use crate::{Error, Result};
 /// Most pixels of an input picture.
 pub const MAX_PIXELS: u64 = 50_000_000;
 
-/// Most memory that decoding may take, in bytes: 16-bit RGBA and as much again for the decoder.
-const MAX_DECODER_BYTES: u64 = 16 * MAX_PIXELS;
+/// Most memory that what a file holds besides its pixels may take, such as colour profiles, which
+/// are stored compressed. The pixels' own is bounded by their number.
+const MAX_DECODER_BYTES: u64 = 16 << 20;
 
 /// A picture whose header has been read and found within [`MAX_PIXELS`].
 pub struct Opened<'a> {
@@ -141,6 +142,21 @@ mod tests {
         bytes[29..33].copy_from_slice(&crc.to_be_bytes());
         let error = read(&bytes).unwrap_err();
         assert!(error.to_string().contains("100000 x 100000"), "{error}");
+    }
+
+    #[test]
+    fn a_colour_profile_that_is_a_bomb_is_not_inflated() {
+        let mut bytes = Vec::new();
+        let mut encoder = PngEncoder::new(&mut bytes);
+        encoder.set_icc_profile(vec![0; 64 << 20]).unwrap();
+        let pixels = [1, 2, 3];
+        encoder
+            .write_image(&pixels, 1, 1, ExtendedColorType::Rgb8)
+            .unwrap();
+        assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
+        let mut opened = open(&bytes).unwrap();
+        assert_eq!(opened.decoder.icc_profile().unwrap(), None);
+        assert_eq!(opened.read().unwrap().rgb, pixels);
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

@@ -1,5 +1,5 @@
-//! Text in and out: the backbone's tokenizer, the chat template, the document grammar, and the
-//! tokenizers of the decoder's two text encoders.
+//! Text in and out: the backbone's tokenizer, text from tokens as they are drawn, the chat template,
+//! the document grammar, and the tokenizers of the decoder's two text encoders.
 
 mod added;
 mod alphabet;
@@ -7,8 +7,10 @@ mod bpe;
 mod charsmap;
 pub mod chat;
 pub mod clip;
+mod detokenizer;
 pub mod document;
 pub mod grid;
+mod stop;
 pub mod t5;
 pub mod tokenizer;
 mod tokenizer_config;
@@ -19,7 +21,9 @@ mod testing;
 
 pub use chat::{ChatTemplate, Message, Part, Role};
 pub use clip::ClipTokenizer;
+pub use detokenizer::Detokenizer;
 pub use document::{Document, ImageCall};
 pub use grid::Grid;
+pub use stop::StopStrings;
 pub use t5::T5Tokenizer;
 pub use tokenizer::Tokenizer;

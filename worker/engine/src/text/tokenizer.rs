@@ -192,13 +192,17 @@ impl Tokenizer {
     /// The text of `ids`. Invalid UTF-8 becomes U+FFFD; ids without a token contribute nothing, nor
     /// do special tokens if `skip_special`.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let mut bytes = Vec::new();
-        for token in ids.iter().filter_map(|id| self.tokens.get(id)) {
-            if !(skip_special && token.special) {
-                bytes.extend_from_slice(&token.bytes);
-            }
-        }
+        let bytes = |&id: &u32| self.token_bytes(id, skip_special).iter().copied();
+        let bytes: Vec<u8> = ids.iter().flat_map(bytes).collect();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What an id contributes to a text; see [`Tokenizer::decode`].
+    pub(super) fn token_bytes(&self, id: u32, skip_special: bool) -> &[u8] {
+        match self.tokens.get(&id) {
+            Some(token) if !(skip_special && token.special) => &token.bytes,
+            _ => &[],
+        }
     }
 
     /// The id of a token string, as `tokenizer.json` writes it.

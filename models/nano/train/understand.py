@@ -1,0 +1,62 @@
+"""Asks about the held-out scenes, in PyTorch, and counts the answers that are exactly right:
+python -m train.understand --backbone backbone-rl"""
+
+import argparse
+import json
+from collections import Counter
+
+import torch
+
+from . import tiles
+from .backbone import Backbone
+from .domain import GRIDS
+from .loop import load
+from .reconstruct import HELD_OUT, scene_of
+from .rollout import generate
+from .sizes import TEXT_VOCAB
+from .text import HEAD, TAIL, Texts, padded, picture_head
+from .tiles import Renderer
+from .vision import Tokenizer
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="backbone-rl")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--wrong", action="store_true", help="list wrong answers")
+    given = parser.parse_args()
+    texts, render, tokenizer, backbone = Texts(), Renderer(), Tokenizer(), Backbone()
+    tokenizer.load_state_dict(load("tokenizer"))
+    backbone.load_state_dict(load(given.backbone))
+    backbone.to(given.device)
+    stop = texts.backbone.token_to_id("<|im_end|>")
+    rows = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
+    asked, right = Counter(), Counter()
+    for grid in GRIDS:
+        found = [row for row in rows if (row["scene"]["height"], row["scene"]["width"]) == grid]
+        prompts = []
+        for row in found:
+            tile, color, background = tiles.cells(scene_of(row))
+            shown = (torch.from_numpy(tile)[None], torch.from_numpy(color)[None], torch.tensor([background]))
+            codes = tokenizer.encode(render(*shown))[0] + TEXT_VOCAB
+            question = texts.tail(row["chat"]["question"], "")
+            ids = texts.ids(HEAD + picture_head(grid)) + codes.tolist() + question[0][: question[1]]
+            prompts.append(ids)
+        length = torch.tensor([len(ids) for ids in prompts], device=given.device)
+        prompt = torch.from_numpy(padded(prompts, int(length.max()))).long().to(given.device)
+        answers = generate(backbone, prompt, length, TAIL, temperature=0, text=True).tolist()
+        for row, ids in zip(found, answers):
+            kind, want = row["chat"]["kind"], row["chat"]["answer"]
+            got = texts.backbone.decode(ids[: ids.index(stop)] if stop in ids else ids)
+            asked[kind] += 1
+            right[kind] += got == want
+            if given.wrong and got != want:
+                print(f"{kind}: {row['chat']['question']} {want!r}, answered {got!r}")
+    for kind in sorted(asked):
+        print(f"{kind:10} {right[kind]:4} of {asked[kind]:4}  {right[kind] / asked[kind]:6.1%}")
+    print(f"all        {right.total():4} of {asked.total():4}  {right.total() / asked.total():6.1%}")
+
+
+if __name__ == "__main__":
+    main()

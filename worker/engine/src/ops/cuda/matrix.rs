@@ -363,6 +363,10 @@ impl Cuda {
             4 => 2,
             _ => 4,
         };
+        // GPUs other than those of data centres have less than half of their shared memory.
+        let shared = self.kernels.product_shared();
+        let fits = |&groups: &usize| ring_bytes(tiles, groups, 2) <= shared;
+        let groups = (1..=groups).rev().find(fits).unwrap_or(1);
         let row_tiles = eights.div_ceil(tiles * groups);
         let blocks = w.chunks.first_blocks()[CHUNKS] as usize;
         let out_tiles = w.outs.div_ceil(TILE);
@@ -372,7 +376,7 @@ impl Cuda {
             .take_while(|&n| n <= w.chunks.columns.len());
         for shares in shares {
             for warps in (2..=MANY_WARPS / groups).rev() {
-                if ring_bytes(tiles, groups, warps) > self.kernels.product_shared() {
+                if ring_bytes(tiles, groups, warps) > shared {
                     continue;
                 }
                 let all = row_tiles * out_tiles.div_ceil(warps) * shares;

@@ -54,7 +54,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
     /// Side of the square pictures, in tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=128))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=128))]
     side: u32,
     /// Connections that the streams share; one each by default
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]

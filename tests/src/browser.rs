@@ -1,7 +1,7 @@
 //! A headless Chromium, driven through WebDriver.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -150,18 +150,28 @@ fn call(driver: &str, method: &str, path: &str, body: &Value) -> Value {
     value
 }
 
-/// The body of an answer, on a connection of its own.
+/// The body of an answer, on a connection of its own, which the driver leaves open.
 fn exchange(driver: &str, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(driver)?;
     stream.set_read_timeout(Some(ANSWER))?;
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nhost: {driver}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {driver}\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    Ok(body.to_owned())
+    let mut answer = BufReader::new(stream);
+    let mut length = 0;
+    let mut line = String::new();
+    while answer.read_line(&mut line)? > 2 {
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    answer.read_exact(&mut body)?;
+    String::from_utf8(body).map_err(std::io::Error::other)
 }

@@ -7,7 +7,7 @@ use xomni_proto::images::{
     GenerateImagesRequest, ImageEvent, image_event::Event, images_client::ImagesClient,
 };
 
-use crate::process::binary;
+use crate::{golden::Fixture, process::binary};
 
 /// The seed of all pictures.
 pub const SEED: u64 = 3;
@@ -92,8 +92,13 @@ pub fn one_process(prompts: &[String], size: &str) -> Vec<Vec<u8>> {
     let lines: Vec<_> = prompts.iter().map(line).collect();
     let file = folder.path().join("prompts.jsonl");
     fs::write(&file, lines.join("\n")).expect("written");
+    let fixture = Fixture::open();
     let output = Command::new(binary("xomni"))
         .args(["generate", "--seed", &SEED.to_string(), "--size", size])
+        .arg("--model")
+        .arg(fixture.x_omni())
+        .arg("--flux")
+        .arg(fixture.flux())
         .arg("--prompts")
         .arg(&file)
         .args(["-o", "p.png"])

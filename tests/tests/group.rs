@@ -64,7 +64,7 @@ impl Scene {
         let model = self.model.to_str().expect("UTF-8");
         let common = ["--model", model, "--etcd", &endpoints, "--cluster", "test"];
         let place = ["--group", group, "--first-rank", &first, "--ranks", &ranks];
-        let limits = ["--tp", &size, "--kv-memory", "64", "--drain", "20"];
+        let limits = ["--tp", &size, "--kv-memory", "64", "--drain", "120"];
         let arguments = [
             &["backbone", "--die-with-parent"],
             &common[..],

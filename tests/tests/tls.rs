@@ -157,7 +157,9 @@ fn a_cluster_draws_over_mutual_tls_and_only_for_who_is_trusted() {
     xomni_tests::process::wait_for("the cluster draws", || {
         cluster.generate(&trusted).status.success().then_some(())
     });
-    let here = cluster.picture(&[]);
+    let fixture = Fixture::open();
+    let (model, flux) = (text(&fixture.x_omni()), text(&fixture.flux()));
+    let here = cluster.picture(&["--model".into(), model, "--flux".into(), flux]);
     assert!(cluster.picture(&trusted) == here, "the same picture");
 
     let other = Authority::new();

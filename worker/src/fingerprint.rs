@@ -1,4 +1,5 @@
-//! What determines a worker's results to the bit, as `{digest}-{KERNELS}-f32-cpu-{isa}`.
+//! What determines a worker's results to the bit, as `{digest}-{KERNELS}-{numerics}`, the last
+//! being the types and the kind of device, such as `f32-cpu-{isa}`.
 //!
 //! The digest is a SHA-256 over the names, lengths and contents of files. Of weights it takes the
 //! header of a safetensors file (names, types, shapes and places of all tensors) and both ends:
@@ -32,7 +33,7 @@ const DEPTH: usize = 4;
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Checkpoint`] for files that are not there or damaged.
-pub fn tokens(model: &Path, weights: WeightsSource, isa: &str) -> Result<String> {
+pub fn tokens(model: &Path, weights: WeightsSource, numerics: &str) -> Result<String> {
     let mut digest = Digest::new(weights);
     digest.file(&model.join("config.json"))?;
     if weights == WeightsSource::Checkpoint {
@@ -40,19 +41,24 @@ pub fn tokens(model: &Path, weights: WeightsSource, isa: &str) -> Result<String>
             digest.file(&file)?;
         }
     }
-    Ok(digest.finish(isa))
+    Ok(digest.finish(numerics))
 }
 
 /// The fingerprint of a decoder: over all files in both directories.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Checkpoint`] for what cannot be read.
-pub fn pictures(model: &Path, flux: &Path, weights: WeightsSource, isa: &str) -> Result<String> {
+pub fn pictures(
+    model: &Path,
+    flux: &Path,
+    weights: WeightsSource,
+    numerics: &str,
+) -> Result<String> {
     let mut digest = Digest::new(weights);
     for directory in [model, flux] {
         digest.folder(directory, weights, DEPTH)?;
     }
-    Ok(digest.finish(isa))
+    Ok(digest.finish(numerics))
 }
 
 /// The files of the `model` weights, in order of name; an index is hashed where there is one.
@@ -86,12 +92,12 @@ impl Digest {
         Self(hash)
     }
 
-    fn finish(self, isa: &str) -> String {
+    fn finish(self, numerics: &str) -> String {
         let digest: String = self.0.finalize()[..8]
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        format!("{digest}-{KERNELS}-f32-cpu-{isa}")
+        format!("{digest}-{KERNELS}-{numerics}")
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
@@ -205,12 +211,12 @@ mod tests {
     }
 
     fn of_tokens(folder: &tempfile::TempDir, weights: WeightsSource) -> Result<String> {
-        tokens(&folder.path().join("model"), weights, "avx2")
+        tokens(&folder.path().join("model"), weights, "f32-cpu-avx2")
     }
 
     fn of_pictures(folder: &tempfile::TempDir, weights: WeightsSource) -> Result<String> {
         let (model, flux) = (folder.path().join("model"), folder.path().join("flux"));
-        pictures(&model, &flux, weights, "avx2")
+        pictures(&model, &flux, weights, "f32-cpu-avx2")
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl PreparedModel {
             max_rows: scheduler.max_rows,
             blocks: scheduler.blocks,
             block_size: scheduler.block_size,
+            slots: scheduler.max_sequences,
             suppressed: vec![tokenizer.som(), tokenizer.eom(), tokenizer.image_marker()],
             keep_logits: false,
         };

@@ -19,8 +19,8 @@ pub const MAX_SEQUENCES: usize = 128;
 /// Rows a step: enough to keep every core busy in prefill, few enough to keep decoding smooth.
 pub const MAX_ROWS: usize = 256;
 
-/// Limits of `ranks` of a group of `size`, given memory for keys and values in bytes: as many
-/// blocks as it holds, and no more than all sequences can use.
+/// Limits of `ranks` of a group of `size`, given memory for that many cached values: as many blocks
+/// as it holds, and no more than all sequences can use.
 ///
 /// # Errors
 /// [`xomni_engine::Error::Unsupported`] for a degree that cannot work.
@@ -28,7 +28,7 @@ pub fn scheduler_config(
     config: &BackboneConfig,
     ranks: Range<usize>,
     size: usize,
-    kv_bytes: usize,
+    kv_values: usize,
     max_queue: usize,
 ) -> Result<SchedulerConfig> {
     let layout = HeadLayout::new(config);
@@ -38,17 +38,27 @@ pub fn scheduler_config(
         heads += layout.kv_heads(&layout.query_heads(chunks)).len();
     }
     let values = 2 * config.layers * heads.max(1) * config.head_dim;
-    let block_bytes = values * BLOCK_SIZE * size_of::<f32>();
     let useful = MAX_SEQUENCES * config.max_positions.div_ceil(BLOCK_SIZE);
     Ok(SchedulerConfig {
         max_rows: MAX_ROWS,
         max_sequences: MAX_SEQUENCES,
         max_queue,
-        blocks: (kv_bytes / block_bytes).clamp(1, useful),
+        blocks: (kv_values / (values * BLOCK_SIZE)).clamp(1, useful),
         block_size: BLOCK_SIZE,
         max_positions: config.max_positions,
         vocabulary: config.text_vocab + config.mm_vocab,
     })
+}
+
+/// Bytes of the weights in `bf16` that `ranks` ranks of a group of `size` hold.
+pub fn weight_bytes(config: &BackboneConfig, ranks: usize, size: usize) -> usize {
+    let (c, q) = (config.hidden, config.heads * config.head_dim);
+    // Where there are fewer K/V heads than ranks, every rank holds one.
+    let kv = config.kv_heads.max(size) * config.head_dim;
+    let layer = c * (2 * q + 2 * kv + 3 * config.intermediate);
+    let tables = c * (2 * config.text_vocab + config.mm_vocab + config.image_vocab);
+    let all = config.layers * layer + tables;
+    all.div_ceil(size.max(1)) * ranks * size_of::<u16>()
 }
 
 /// What plans within these limits may refer to.

@@ -10,8 +10,7 @@ use xomni_engine::{
     Error, Result,
     checkpoint::{Weights, XOmniConfig},
     decode::WeightsSource,
-    group::{GroupConfig, ThreadGroup},
-    ops::cpu::Cpu,
+    group::GroupConfig,
     schedule::SchedulerConfig,
     text::Tokenizer,
 };
@@ -20,7 +19,10 @@ use xomni_proto::{
     worker::{backbone_server::SERVICE_NAME, ranks_server::RanksServer},
 };
 
-use super::arguments::{Common, worker_id};
+use super::{
+    arguments::{Common, worker_id},
+    device::{Device, DeviceKind},
+};
 use crate::{
     backbone::{BackboneHandle, BackboneMeter},
     client::Dialer,
@@ -55,9 +57,13 @@ pub struct Arguments {
     /// Tensor-parallel degree: ranks of the group, 1, 2, 4 or 8
     #[arg(long, value_name = "RANKS", default_value_t = 1)]
     tp: u32,
-    /// Memory for keys and values of this process, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
-    kv_memory: usize,
+    /// What the ranks of this process run on
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
+    /// Memory for keys and values of this process, in MiB; by default 2048 on a CPU, and on a GPU
+    /// what the weights leave of nine tenths of it
+    #[arg(long, value_name = "MIB")]
+    kv_memory: Option<usize>,
     /// Jobs that may wait
     #[arg(long, value_name = "JOBS", default_value_t = 256)]
     max_queue: usize,
@@ -134,13 +140,18 @@ fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part,
     let source = common.source()?;
     let config = XOmniConfig::open(model)?;
     let tokenizer = Tokenizer::open(model, &config)?;
-    let ops = Arc::new(Cpu::new());
+    let device = Device::open(arguments.device)?;
     let size = arguments.tp as usize;
     let first = arguments.first_rank as usize;
     let own = first..first + arguments.own_ranks() as usize;
-    let (kv_bytes, queue) = (arguments.kv_memory << 20, arguments.max_queue);
     let backbone = &config.backbone;
-    let scheduler = sizes::scheduler_config(backbone, own.clone(), size, kv_bytes, queue)?;
+    let kv_bytes = match arguments.kv_memory {
+        Some(mebibytes) => mebibytes << 20,
+        None => device.kv_bytes(sizes::weight_bytes(backbone, own.len(), size))?,
+    };
+    let kv_values = kv_bytes / device.kv_value_bytes();
+    let queue = arguments.max_queue;
+    let scheduler = sizes::scheduler_config(backbone, own.clone(), size, kv_values, queue)?;
     let weights = match source {
         WeightsSource::Checkpoint => Weights::open_safetensors(model, "model")?,
         WeightsSource::Random(seed) => Weights::random(seed, "backbone"),
@@ -150,16 +161,17 @@ fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part,
         max_rows: scheduler.max_rows,
         blocks: scheduler.blocks,
         block_size: scheduler.block_size,
+        slots: scheduler.max_sequences,
         suppressed: vec![tokenizer.som(), tokenizer.eom(), tokenizer.image_marker()],
         keep_logits: false,
     };
-    let ranks = ThreadGroup::start_part(&ops, backbone, weights, &group, own)?;
+    let ranks = device.start(backbone, weights, &group, own)?;
     ranks.warm_up()?;
     let part = Part {
         group: arguments.group.clone(),
         size: arguments.tp,
         ranks: Arc::new(ranks),
-        fingerprint: fingerprint::tokens(model, source, &ops.isa().to_string())?,
+        fingerprint: fingerprint::tokens(model, source, &device.numerics())?,
         limits: sizes::plan_limits(backbone, &scheduler),
         listen: bound.ip(),
         host,

@@ -81,8 +81,8 @@ async fn warm_up(arguments: &Arguments) -> Result<Warm> {
     let load = move || {
         let ops = Arc::new(Cpu::new());
         let config = XOmniConfig::open(&model)?;
-        let device = ops.isa().to_string();
-        let fingerprint = fingerprint::pictures(&model, &flux, source, &device)?;
+        let numerics = format!("f32-cpu-{}", ops.isa());
+        let fingerprint = fingerprint::pictures(&model, &flux, source, &numerics)?;
         let encoder = PictureEncoder::open(ops.clone(), &model, &config, source)?;
         let decoder = PictureDecoder::open(ops, &model, &flux, &config, source)?;
         Ok(Warm {

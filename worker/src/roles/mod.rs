@@ -3,3 +3,4 @@
 pub mod arguments;
 pub mod backbone;
 pub mod decoder;
+pub mod device;

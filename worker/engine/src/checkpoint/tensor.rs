@@ -31,6 +31,16 @@ impl DType {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+
+    /// The element in [`DType::size`] little-endian bytes (exact for every type).
+    #[cfg(feature = "cuda")]
+    pub(crate) fn read(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
 }
 
 /// Where the bytes live: in a mapped file, or on the heap.

@@ -1,14 +1,17 @@
-//! One rank: its share of the model, its K/V cache, and what it remembers of each sequence.
+//! One rank: its share of the model, its K/V cache, and how its sequences are drawn from.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     Error, Result,
     model::backbone::Backbone,
-    ops::{RowBatch, RowDraw, TransformerOps},
+    ops::{RowDraw, StepPlan, TransformerOps},
     parallel::Collective,
     sampling::{Draw, Drawn},
-    schedule::{Admission, Mode, Slot, Step, TokenSource},
+    schedule::{Admission, Mode, Sample, Slot, Step},
 };
 
 /// What a step drew.
@@ -22,25 +25,37 @@ pub struct StepOutput {
     pub logits: Vec<Vec<Vec<f32>>>,
 }
 
-#[derive(Debug)]
-struct Sequence {
-    admission: Admission,
-    last_token: Option<u32>,
+/// A step that runs, or has run.
+struct Launched {
+    step: u64,
+    /// Of each sample.
+    modes: Vec<Mode>,
+    logits: Vec<Vec<Vec<f32>>>,
 }
 
 /// One rank of a group.
 pub struct Rank<O: TransformerOps> {
     backbone: Backbone<O>,
+    ops: Arc<O>,
     kv: O::Kv,
-    sequences: HashMap<Slot, Sequence>,
+    rows: O::Rows,
+    sequences: HashMap<Slot, Admission>,
+    launched: VecDeque<Launched>,
     /// Text tokens that are never drawn.
     suppressed: Vec<u32>,
     keep_logits: bool,
 }
 
 impl<O: TransformerOps> Rank<O> {
-    /// A rank with an empty cache. `suppressed` are the control tokens that text never draws.
-    pub fn new(backbone: Backbone<O>, kv: O::Kv, suppressed: &[u32], keep_logits: bool) -> Self {
+    /// A rank with an empty cache, and room for the rows of its steps. `suppressed` are the control
+    /// tokens that text never draws.
+    pub fn new(
+        backbone: Backbone<O>,
+        kv: O::Kv,
+        rows: O::Rows,
+        suppressed: &[u32],
+        keep_logits: bool,
+    ) -> Self {
         let text = backbone.vocabulary(Mode::Text);
         let suppressed = suppressed
             .iter()
@@ -48,18 +63,27 @@ impl<O: TransformerOps> Rank<O> {
             .filter(|id| text.contains(id))
             .collect();
         Self {
+            ops: backbone.shared_ops(),
             backbone,
             kv,
+            rows,
             sequences: HashMap::new(),
+            launched: VecDeque::new(),
             suppressed,
             keep_logits,
         }
     }
 
-    /// Forgets every sequence and exchanges through `collective` from here on.
-    pub fn begin_epoch(&mut self, collective: Box<dyn Collective<O>>) {
+    /// Forgets every sequence and step and exchanges through `collective` from here on.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn begin_epoch(&mut self, collective: Box<dyn Collective<O>>) -> Result<()> {
         self.sequences.clear();
+        self.launched.clear();
+        // First, since others may wait for this rank.
         self.backbone.set_collective(collective);
+        self.ops.forget(&mut self.rows)
     }
 
     /// Number of ranks of the group.
@@ -67,150 +91,143 @@ impl<O: TransformerOps> Rank<O> {
         self.backbone.group_size()
     }
 
-    /// Runs one step. Steps must come in the order planned.
+    /// Steps that were launched and not collected.
+    pub fn in_flight(&self) -> usize {
+        self.launched.len()
+    }
+
+    /// Begins a step. Steps must come in the order planned, and at most [`TransformerOps::IN_FLIGHT`]
+    /// of them before the first is collected.
     ///
     /// # Errors
     /// Whatever the device or the collective says; the rank is of no use then.
-    pub fn run(&mut self, step: &Step) -> Result<StepOutput> {
-        for admission in &step.admissions {
-            let sequence = Sequence {
-                admission: admission.clone(),
-                last_token: None,
-            };
-            self.sequences.insert(admission.slot, sequence);
-        }
-        let rows = self.row_batch(step)?;
-        self.backbone.forward(&rows, &mut self.kv, None)?;
-        let mut output = StepOutput {
-            step: step.id,
-            ..StepOutput::default()
-        };
-        output.drawn.resize(step.samples.len(), None);
-        output.logits.resize(
-            if self.keep_logits {
-                step.samples.len()
-            } else {
-                0
-            },
-            vec![],
-        );
-        for mode in [Mode::Image, Mode::Text] {
-            self.draw(step, &rows, mode, &mut output)?;
-        }
-        self.remember(step, &output);
-        Ok(output)
-    }
-
-    fn sequence(&self, slot: Slot) -> Result<&Sequence> {
-        let found = self.sequences.get(&slot);
-        found.ok_or_else(|| Error::GroupLost(format!("a row of slot {slot}, never admitted")))
-    }
-
-    fn row_batch(&self, step: &Step) -> Result<RowBatch> {
-        let mut batch = RowBatch::default();
-        let mut tables: HashMap<Slot, u32> = HashMap::new();
-        let text_vocab = self.backbone.config().text_vocab;
-        for row in &step.rows {
-            let sequence = self.sequence(row.slot)?;
-            let token = match row.token {
-                TokenSource::Known(token) => token,
-                TokenSource::Drawn => sequence.last_token.ok_or_else(|| {
-                    Error::GroupLost(format!("slot {} continues before any draw", row.slot))
-                })?,
-            };
-            batch.tokens.push(token);
-            batch.multimodal.push(token as usize >= text_vocab);
-            batch.positions.push(row.position);
-            let index = *tables.entry(row.slot).or_insert_with(|| {
-                batch.tables.push(Arc::clone(&sequence.admission.table));
-                batch.tables.len() as u32 - 1
-            });
-            batch.tables_index.push(index);
-        }
-        Ok(batch)
-    }
-
-    /// Draws the samples of `mode` into `output`.
-    fn draw(
-        &mut self,
-        step: &Step,
-        rows: &RowBatch,
-        mode: Mode,
-        output: &mut StepOutput,
-    ) -> Result<()> {
-        let mut indices = Vec::new();
-        let mut draws = Vec::new();
-        let mut places = Vec::new();
-        for (place, sample) in step.samples.iter().enumerate() {
-            let slot = step.rows[sample.row as usize].slot;
-            let admission = &self.sequence(slot)?.admission;
-            if admission.mode != mode {
-                continue;
+    pub fn launch(&mut self, step: &Step) -> Result<()> {
+        let (plan, modes) = self.plan(step)?;
+        self.ops.begin(&plan, &mut self.rows)?;
+        let (backbone, kv, suppressed) = (&mut self.backbone, &mut self.kv, &self.suppressed);
+        let replayable = backbone.replayable();
+        let mut work = |rows: &mut O::Rows| {
+            backbone.forward(rows, kv, None)?;
+            for mode in [Mode::Image, Mode::Text] {
+                if !plan.draws.of(mode).is_empty() {
+                    let suppressed = match mode {
+                        Mode::Image => &[],
+                        Mode::Text => suppressed.as_slice(),
+                    };
+                    backbone.sample(rows, mode, suppressed)?;
+                }
             }
-            let setup = admission.draw.as_ref().ok_or_else(|| {
-                Error::GroupLost(format!("a draw from slot {slot}, which is unconditional"))
-            })?;
-            let mut push = |row: u32| {
-                indices.push(row as usize);
-                indices.len() - 1
-            };
-            let draw = Draw {
+            Ok(())
+        };
+        self.ops.run(&mut self.rows, replayable, &mut work)?;
+        let logits = match self.keep_logits {
+            true => self.read_logits(&plan, modes.len())?,
+            false => vec![],
+        };
+        self.launched.push_back(Launched {
+            step: step.id,
+            modes,
+            logits,
+        });
+        Ok(())
+    }
+
+    /// Waits for the oldest step that was launched and not collected.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if there is none, or whatever the device says.
+    pub fn collect(&mut self) -> Result<StepOutput> {
+        let launched = self.launched.pop_front();
+        let launched = launched.ok_or_else(|| Error::GroupLost("no step is in flight".into()))?;
+        let drawn = self.ops.drawn(&mut self.rows)?;
+        let id = |(drawn, mode): (Option<Drawn>, Mode)| {
+            drawn.map(|drawn| (self.backbone.vocabulary(mode).start + drawn.index, drawn))
+        };
+        Ok(StepOutput {
+            step: launched.step,
+            drawn: drawn.into_iter().zip(launched.modes).map(id).collect(),
+            logits: launched.logits,
+        })
+    }
+
+    /// The step as the device needs it, and the mode of each of its samples.
+    fn plan(&mut self, step: &Step) -> Result<(StepPlan, Vec<Mode>)> {
+        let mut plan = StepPlan::default();
+        for admission in &step.admissions {
+            let table = admission.table.clone();
+            plan.admitted.push((admission.slot, table));
+            self.sequences.insert(admission.slot, admission.clone());
+        }
+        for row in &step.rows {
+            plan.slots.push(row.slot);
+            plan.tokens.push(row.token);
+            plan.positions.push(row.position);
+        }
+        let mut modes = Vec::with_capacity(step.samples.len());
+        for (place, sample) in step.samples.iter().enumerate() {
+            modes.push(self.plan_draw(step, place, sample, &mut plan)?);
+        }
+        Ok((plan, modes))
+    }
+
+    fn plan_draw(
+        &self,
+        step: &Step,
+        place: usize,
+        sample: &Sample,
+        plan: &mut StepPlan,
+    ) -> Result<Mode> {
+        let slot_of = |row: u32| {
+            let row = step.rows.get(row as usize);
+            let none = || Error::GroupLost("a draw from a row that the step has not".into());
+            row.map(|row| row.slot).ok_or_else(none)
+        };
+        let slot = slot_of(sample.row)?;
+        let admission = self
+            .sequences
+            .get(&slot)
+            .ok_or_else(|| Error::GroupLost(format!("a row of slot {slot}, never admitted")))?;
+        let setup = admission.draw.as_ref().ok_or_else(|| {
+            Error::GroupLost(format!("a draw from slot {slot}, which is unconditional"))
+        })?;
+        let picked = plan.picked.of_mut(admission.mode);
+        let mut pick = |row: u32| {
+            picked.push(row);
+            picked.len() - 1
+        };
+        let row = pick(sample.row);
+        let uncond_row = sample.uncond_row.map(pick);
+        let draw = RowDraw {
+            row,
+            uncond_row,
+            slots: (slot, sample.uncond_row.map(slot_of).transpose()?),
+            place,
+            draw: Draw {
                 params: setup.params,
                 seed: setup.seed,
                 image_index: setup.image_index,
                 n: sample.n,
                 log_prob: setup.log_prob,
-            };
-            let suppressed = match mode {
-                Mode::Image => &[],
-                Mode::Text => self.suppressed.as_slice(),
-            };
-            let row = push(sample.row);
-            let uncond_row = sample.uncond_row.map(push);
-            draws.push(RowDraw {
-                row,
-                uncond_row,
-                draw,
-                suppressed,
-            });
-            places.push(place);
-        }
-        if draws.is_empty() {
-            return Ok(());
-        }
-        let logits = self.backbone.logits(rows, &indices, mode)?;
-        let vocabulary = self.backbone.vocabulary(mode);
-        let drawn = self
-            .backbone
-            .ops()
-            .sample(&logits, vocabulary.len(), &draws)?;
-        for (&place, drawn) in places.iter().zip(drawn) {
-            output.drawn[place] = drawn.map(|drawn| (vocabulary.start + drawn.index, drawn));
-        }
-        if self.keep_logits {
-            let all = self
-                .backbone
-                .ops()
-                .read(&logits, indices.len() * vocabulary.len())?;
-            let row = |index: usize| all[index * vocabulary.len()..][..vocabulary.len()].to_vec();
-            for (&place, draw) in places.iter().zip(&draws) {
-                let rows = [Some(draw.row), draw.uncond_row].into_iter().flatten();
-                output.logits[place] = rows.map(row).collect();
-            }
-        }
-        Ok(())
+            },
+        };
+        plan.draws.of_mut(admission.mode).push(draw);
+        Ok(admission.mode)
     }
 
-    fn remember(&mut self, step: &Step, output: &StepOutput) {
-        for (sample, drawn) in step.samples.iter().zip(&output.drawn) {
-            // A step planned ahead may still run rows of a sequence that came to nothing.
-            let token = drawn.map_or(0, |(token, _)| token);
-            for row in [Some(sample.row), sample.uncond_row].into_iter().flatten() {
-                let slot = step.rows[row as usize].slot;
-                if let Some(sequence) = self.sequences.get_mut(&slot) {
-                    sequence.last_token = Some(token);
-                }
+    /// The logits of the step that was launched last, by sample.
+    fn read_logits(&self, plan: &StepPlan, samples: usize) -> Result<Vec<Vec<Vec<f32>>>> {
+        let mut logits = vec![vec![]; samples];
+        for mode in [Mode::Image, Mode::Text] {
+            let all = self
+                .backbone
+                .read_logits(mode, plan.picked.of(mode).len())?;
+            let width = self.backbone.vocabulary(mode).len();
+            let row = |index: usize| all[index * width..][..width].to_vec();
+            for draw in plan.draws.of(mode) {
+                let rows = [Some(draw.row), draw.uncond_row].into_iter().flatten();
+                logits[draw.place] = rows.map(row).collect();
             }
         }
+        Ok(logits)
     }
 }

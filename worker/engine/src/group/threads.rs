@@ -31,6 +31,8 @@ pub struct GroupConfig {
     pub blocks: usize,
     /// Positions a block.
     pub block_size: usize,
+    /// Sequences at a time; their slots are below it.
+    pub slots: usize,
     /// Control tokens that text never draws.
     pub suppressed: Vec<u32>,
     /// Whether [`StepOutput::logits`] is filled.
@@ -143,7 +145,9 @@ impl ThreadGroup {
             let rows = group.max_rows;
             let backbone = Backbone::load(ops, shard, unconnected, config, &mut weights, rows)?;
             let kv = backbone.kv_cache(group.blocks, group.block_size)?;
-            let rank = Rank::new(backbone, kv, &group.suppressed, group.keep_logits);
+            let rows = backbone.rows(group.slots, group.block_size)?;
+            let (suppressed, keep_logits) = (&group.suppressed, group.keep_logits);
+            let rank = Rank::new(backbone, kv, rows, suppressed, keep_logits);
             loaded.push((index, rank));
         }
         weights.finish(|_| false)?;
@@ -344,32 +348,56 @@ impl<O: TransformerOps> Collective<O> for Unconnected {
 }
 
 /// The life of a rank's thread. After a failure it is deaf to steps until the next epoch.
+///
+/// Steps are launched as they come and collected as they end, in order: a device that works by itself
+/// never waits for this thread to hand it the next one.
 fn serve<O: TransformerOps>(
     mut rank: Rank<O>,
     commands: &mpsc::Receiver<Command>,
     reports: &mpsc::Sender<Report>,
 ) {
     let mut lost = Some("not connected".to_owned());
-    for command in commands {
+    loop {
+        let command = match rank.in_flight() {
+            0 => commands
+                .recv()
+                .map_err(|_| mpsc::TryRecvError::Disconnected),
+            full if full == O::IN_FLIGHT => Err(mpsc::TryRecvError::Empty),
+            _ => commands.try_recv(),
+        };
         let report = match command {
-            Command::Reset(connection) => {
+            Ok(Command::Reset(connection)) => {
                 let connected = connection
                     .open(rank.group_size())
-                    .map(|collective| rank.begin_epoch(collective));
+                    .and_then(|collective| rank.begin_epoch(collective));
                 lost = connected.as_ref().err().map(Error::to_string);
-                Report::Reset(connected)
+                Some(Report::Reset(connected))
             }
-            Command::Run(step) => Report::Ran(match &lost {
-                Some(reason) => Err(Error::GroupLost(reason.clone())),
-                None => rank.run(&step),
-            }),
+            Ok(Command::Run(step)) => match &lost {
+                Some(reason) => Some(Report::Ran(Err(Error::GroupLost(reason.clone())))),
+                // The steps before it end first.
+                None => match rank.launch(&step) {
+                    Ok(()) => None,
+                    Err(error) => {
+                        while rank.in_flight() > 0 {
+                            if reports.send(Report::Ran(rank.collect())).is_err() {
+                                return;
+                            }
+                        }
+                        Some(Report::Ran(Err(error)))
+                    }
+                },
+            },
+            Err(mpsc::TryRecvError::Empty) => Some(Report::Ran(rank.collect())),
+            Err(mpsc::TryRecvError::Disconnected) => return,
         };
+        let Some(report) = report else { continue };
         if let Report::Ran(Err(error)) = &report
             && lost.is_none()
         {
             lost = Some(error.to_string());
-            // Frees the ranks that wait for this one.
-            rank.begin_epoch(Box::new(Unconnected(rank.group_size())));
+            // Frees the ranks that wait for this one. What ended the epoch is known already.
+            let _ = rank.begin_epoch(Box::new(Unconnected(rank.group_size())));
         }
         if reports.send(report).is_err() {
             return;

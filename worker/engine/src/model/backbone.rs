@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     Result,
     checkpoint::{BackboneConfig, Weights},
-    ops::{Device, KvLayout, RowBatch, TransformerOps},
+    ops::{Device, KvLayout, StepLimits, StepRows, TransformerOps},
     parallel::{
         Collective, HeadLayout, Shard,
         layout::even_chunk,
@@ -55,6 +55,8 @@ struct Scratch<O: Device> {
     gate_up: O::Buffer,
     /// `[rows, intermediate]` of this rank.
     activated: O::Buffer,
+    /// Final-normed picked rows `[rows, hidden]`.
+    normed: O::Buffer,
     exchange: ExchangeBuffers<O>,
     embedded: Vec<O::Buffer>,
 }
@@ -76,6 +78,7 @@ pub struct Backbone<O: TransformerOps> {
     text_head: VocabularyHead<O>,
     image_head: VocabularyHead<O>,
     scratch: Scratch<O>,
+    max_rows: usize,
 }
 
 impl<O: TransformerOps> Backbone<O> {
@@ -111,22 +114,26 @@ impl<O: TransformerOps> Backbone<O> {
             .collect();
         let intermediate = layers[0].gate_up.width() / 2;
         let ranks = shard.size();
+        // Sums, and what products read.
         let buffer = |width: usize| ops.buffer(max_rows * width);
+        let activations = |width: usize| ops.activations(max_rows * width);
         let embedded = match ranks {
             1 => vec![],
             _ => (0..ranks).map(|_| buffer(hidden)).collect::<Result<_>>()?,
         };
         let scratch = Scratch {
             h: buffer(hidden)?,
-            x: buffer(hidden)?,
+            x: activations(hidden)?,
             delta: buffer(hidden)?,
             qkv: buffer((query_heads.len() + 2 * kv_heads.len()) * config.head_dim)?,
-            attended: buffer(query_heads.len() * config.head_dim)?,
-            gate_up: buffer(2 * intermediate)?,
-            activated: buffer(intermediate)?,
+            attended: activations(query_heads.len() * config.head_dim)?,
+            gate_up: activations(2 * intermediate)?,
+            activated: activations(intermediate)?,
+            normed: activations(hidden)?,
             exchange: ExchangeBuffers::new(&*ops, max_rows * hidden, ranks)?,
             embedded,
         };
+        let head = |weight, vocab| VocabularyHead::load(&*ops, shard, weight, vocab, max_rows);
         Ok(Self {
             config: config.clone(),
             collective,
@@ -138,9 +145,10 @@ impl<O: TransformerOps> Backbone<O> {
             layers,
             text_norm: ops.vector(&[weights.tensor("model.lm_norm.weight", &[hidden])?])?,
             image_norm: ops.vector(&[weights.tensor("model.mm_norm.weight", &[hidden])?])?,
-            text_head: VocabularyHead::load(&*ops, shard, text_head, config.text_vocab)?,
-            image_head: VocabularyHead::load(&*ops, shard, image_head, config.image_vocab)?,
+            text_head: head(text_head, config.text_vocab)?,
+            image_head: head(image_head, config.image_vocab)?,
             scratch,
+            max_rows,
             ops,
         })
     }
@@ -166,11 +174,23 @@ impl<O: TransformerOps> Backbone<O> {
         })
     }
 
+    /// Room for the rows of steps over `slots` sequences, whose K/V blocks have `block_size` positions.
+    pub fn rows(&self, slots: usize, block_size: usize) -> Result<O::Rows> {
+        self.ops.rows(&StepLimits {
+            max_rows: self.max_rows,
+            slots,
+            max_positions: self.config.max_positions,
+            block_size,
+            text_vocab: self.config.text_vocab,
+            window: self.config.sliding_window,
+        })
+    }
+
     /// Runs the rows of a step through all layers, writing their keys and values to `kv`. The
     /// hidden states stay here for [`Backbone::logits`].
     pub fn forward(
         &mut self,
-        rows: &RowBatch,
+        rows: &O::Rows,
         kv: &mut O::Kv,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<()> {
@@ -185,16 +205,16 @@ impl<O: TransformerOps> Backbone<O> {
         };
 
         self.embedding
-            .forward(ops, collective, &mut s.embedded, &rows.tokens, &mut s.h)?;
+            .forward(ops, collective, &mut s.embedded, rows, &mut s.h)?;
         observe(Stage::Embedding, &s.h)?;
-        let mut updated: Option<&[bool]> = None;
+        let mut multimodal_only = false;
         for (index, layer) in self.layers.iter().enumerate() {
-            let pending = (index > 0).then_some((&s.delta, updated));
-            ops.residual_rms_norm(&mut s.h, pending, n, &layer.input_norm, eps, &mut s.x)?;
+            let pending = (index > 0).then_some((&s.delta, multimodal_only));
+            ops.residual_rms_norm(&mut s.h, pending, rows, &layer.input_norm, eps, &mut s.x)?;
             if index > 0 {
                 observe(Stage::Layer(index - 1), &s.h)?;
             }
-            updated = layer.multimodal_only.then_some(&rows.multimodal);
+            multimodal_only = layer.multimodal_only;
 
             if !self.query_heads.is_empty() {
                 let heads = self.query_heads.len();
@@ -213,8 +233,8 @@ impl<O: TransformerOps> Backbone<O> {
                 &mut s.delta,
             )?;
 
-            let pending = Some((&s.delta, updated));
-            ops.residual_rms_norm(&mut s.h, pending, n, &layer.post_norm, eps, &mut s.x)?;
+            let pending = Some((&s.delta, multimodal_only));
+            ops.residual_rms_norm(&mut s.h, pending, rows, &layer.post_norm, eps, &mut s.x)?;
             layer.gate_up.forward(ops, &s.x, n, &mut s.gate_up)?;
             ops.silu_mul(&s.gate_up, n, self.intermediate, &mut s.activated)?;
             layer.down.forward(
@@ -226,34 +246,54 @@ impl<O: TransformerOps> Backbone<O> {
                 &mut s.delta,
             )?;
         }
-        ops.residual(&mut s.h, &s.delta, n, config.hidden, updated)?;
+        ops.residual(&mut s.h, &s.delta, rows, config.hidden, multimodal_only)?;
         observe(Stage::Layer(config.layers - 1), &s.h)
     }
 
-    /// Final-normed hidden states `[indices, hidden]` of rows of the last step.
-    pub fn final_norm(&mut self, rows: &RowBatch, indices: &[usize]) -> Result<O::Buffer> {
-        let (ops, hidden) = (&*self.ops, self.config.hidden);
-        let mut selected = ops.buffer(indices.len() * hidden)?;
-        for (to, &from) in indices.iter().enumerate() {
-            ops.copy_rows(&self.scratch.h, from, &mut selected, to, 1, hidden)?;
-        }
-        let multimodal: Vec<bool> = indices.iter().map(|&row| rows.multimodal[row]).collect();
-        let weights = (&self.text_norm, &self.image_norm);
-        let mut normed = ops.buffer(indices.len() * hidden)?;
+    /// Final-normed hidden states `[picked, hidden]` of the rows of the last step that are picked for
+    /// `mode`.
+    pub fn final_norm(&mut self, rows: &O::Rows, mode: Mode) -> Result<&O::Buffer> {
+        let (s, weights) = (&mut self.scratch, (&self.text_norm, &self.image_norm));
         let eps = self.config.rms_norm_eps;
-        ops.rms_norm_select(&selected, weights, &multimodal, eps, &mut normed)?;
-        Ok(normed)
+        self.ops
+            .final_norm(&s.h, weights, rows, mode, eps, &mut s.normed)?;
+        Ok(&s.normed)
     }
 
-    /// Logits `[indices, vocab(mode)]` of rows of the last step: all image codes, or all text
-    /// tokens. No other token can be drawn in that mode.
-    pub fn logits(&mut self, rows: &RowBatch, indices: &[usize], mode: Mode) -> Result<O::Buffer> {
-        let normed = self.final_norm(rows, indices)?;
+    /// Logits `[picked, vocab(mode)]` of the rows of the last step that are picked for `mode`: all
+    /// image codes, or all text tokens. No other token can be drawn in that mode.
+    pub fn logits(&mut self, rows: &O::Rows, mode: Mode) -> Result<&O::Buffer> {
+        self.final_norm(rows, mode)?;
+        let head = match mode {
+            Mode::Image => &mut self.image_head,
+            Mode::Text => &mut self.text_head,
+        };
+        let (collective, normed) = (&mut *self.collective, &self.scratch.normed);
+        head.forward(&self.ops, collective, normed, rows.picked(mode))
+    }
+
+    /// Draws what `rows` draw for `mode` from the last step; `suppressed` tokens are never drawn.
+    pub fn sample(&mut self, rows: &mut O::Rows, mode: Mode, suppressed: &[u32]) -> Result<()> {
+        let (vocab, ops) = (self.vocabulary(mode), self.ops.clone());
+        let logits = self.logits(rows, mode)?;
+        ops.sample(logits, vocab, suppressed, mode, rows)
+    }
+
+    /// Reads the logits of `mode` that were computed last, `rows` rows of them.
+    pub fn read_logits(&self, mode: Mode, rows: usize) -> Result<Vec<f32>> {
         let head = match mode {
             Mode::Image => &self.image_head,
             Mode::Text => &self.text_head,
         };
-        head.forward(&self.ops, &mut *self.collective, &normed, indices.len())
+        match head.logits() {
+            Some(logits) => self.ops.read(logits, rows * head.vocab()),
+            None => Ok(vec![]),
+        }
+    }
+
+    /// Whether a step does nothing but operations of the device.
+    pub fn replayable(&self) -> bool {
+        self.collective.size() == 1
     }
 
     /// Tokens that a mode can draw, and the id of the first of them.
@@ -268,6 +308,16 @@ impl<O: TransformerOps> Backbone<O> {
     /// The device's operations.
     pub fn ops(&self) -> &O {
         &self.ops
+    }
+
+    /// The device's operations, to keep.
+    pub fn shared_ops(&self) -> Arc<O> {
+        self.ops.clone()
+    }
+
+    /// The most rows of a step.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
     }
 
     /// Sizes and constants.

@@ -4,12 +4,17 @@
 //! fixed by the operation's shapes alone: a row's result never depends on its neighbours.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 mod image;
 mod transformer;
 
 pub use image::{Activation, AttentionShape, ConvShape, ImageOps, Norm};
-pub use transformer::{KvLayout, RowBatch, RowDraw, TransformerOps};
+pub use transformer::{
+    ByMode, KvLayout, RowDraw, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
+    VocabularyPart,
+};
 
 use std::ops::Range;
 

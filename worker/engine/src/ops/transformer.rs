@@ -2,10 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::Device;
+use super::{Device, MatrixPart};
 use crate::{
     Result,
     sampling::{Draw, Drawn},
+    schedule::{Mode, Slot, TokenSource},
 };
 
 /// Shape of the paged K/V cache of one rank.
@@ -23,80 +24,234 @@ pub struct KvLayout {
     pub block_size: usize,
 }
 
-/// The rows of a step as the device sees them: parallel arrays of length [`RowBatch::len`].
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RowBatch {
-    /// Token ids, all known.
-    pub tokens: Vec<u32>,
-    /// Whether the token is multimodal (`token >= text_vocab`).
-    pub multimodal: Vec<bool>,
-    /// Position in the sequence, from 0.
-    pub positions: Vec<u32>,
-    /// Index of the row's sequence in `tables`.
-    pub tables_index: Vec<u32>,
-    /// Block tables: the K/V blocks of each sequence, in order of position.
-    pub tables: Vec<Arc<[u32]>>,
+/// The most that a step, and the sequences that steps are made of, can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows of a step.
+    pub max_rows: usize,
+    /// Sequences at a time; slots are below it.
+    pub slots: usize,
+    /// Positions of a sequence.
+    pub max_positions: usize,
+    /// Positions a K/V block.
+    pub block_size: usize,
+    /// First id of the multimodal vocabulary.
+    pub text_vocab: usize,
+    /// How far a row sees, its own position included.
+    pub window: Option<usize>,
 }
 
-impl RowBatch {
+/// The rows and draws of a step as the host plans them: parallel arrays of length
+/// [`StepPlan::len`], and lists by [`Mode`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepPlan {
+    /// Sequences that begin: their slots and K/V blocks, in order of position.
+    pub admitted: Vec<(Slot, Arc<[u32]>)>,
+    /// The sequence of each row.
+    pub slots: Vec<Slot>,
+    /// The token of each row.
+    pub tokens: Vec<TokenSource>,
+    /// Position of each row in its sequence, from 0.
+    pub positions: Vec<u32>,
+    /// Rows whose logits are wanted, by mode.
+    pub picked: ByMode<Vec<u32>>,
+    /// What is drawn from them, by mode.
+    pub draws: ByMode<Vec<RowDraw>>,
+}
+
+impl StepPlan {
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.tokens.len()
+        self.positions.len()
     }
 
     /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.positions.is_empty()
     }
 }
+
+/// One thing for each mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ByMode<T> {
+    /// Of image codes.
+    pub image: T,
+    /// Of text tokens.
+    pub text: T,
+}
+
+impl<T> ByMode<T> {
+    /// That of `mode`.
+    pub fn of(&self, mode: Mode) -> &T {
+        match mode {
+            Mode::Image => &self.image,
+            Mode::Text => &self.text,
+        }
+    }
+
+    /// That of `mode`, to change.
+    pub fn of_mut(&mut self, mode: Mode) -> &mut T {
+        match mode {
+            Mode::Image => &mut self.image,
+            Mode::Text => &mut self.text,
+        }
+    }
+}
+
+/// A draw from the picked rows of a mode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowDraw {
+    /// Index of the conditional row among the picked ones.
+    pub row: usize,
+    /// Index of the unconditional row, if guided.
+    pub uncond_row: Option<usize>,
+    /// The sequence that receives the token, and that of the unconditional row.
+    pub slots: (Slot, Option<Slot>),
+    /// Index of the draw in the step.
+    pub place: usize,
+    /// How.
+    pub draw: Draw,
+}
+
+/// The entries of both embedding tables that a rank holds, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VocabularyPart {
+    /// Entries of the text table.
+    pub text: Range<usize>,
+    /// Entries of the multimodal table.
+    pub multimodal: Range<usize>,
+    /// Entries of the whole text table: ids from here on are multimodal.
+    pub text_vocab: usize,
+}
+
+impl VocabularyPart {
+    /// The row of this rank's table that holds `token`.
+    pub fn local_row(&self, token: u32) -> Option<u32> {
+        let token = token as usize;
+        let row = if token < self.text_vocab {
+            self.text.contains(&token).then(|| token - self.text.start)
+        } else {
+            let entry = token - self.text_vocab;
+            let held = self.multimodal.contains(&entry);
+            held.then(|| self.text.len() + entry - self.multimodal.start)
+        };
+        row.map(|row| row as u32)
+    }
+}
+
+/// The rows of a step where a device's operations read them, and the last token drawn of each
+/// sequence.
+pub trait StepRows: Send {
+    /// Rows that the operations compute: those of the step, and perhaps some that nobody reads.
+    fn len(&self) -> usize;
+
+    /// Whether there are no rows.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of logits of `mode` that the operations compute, likewise.
+    fn picked(&self, mode: Mode) -> usize;
+}
+
+/// What a device runs for a step: operations on its rows.
+pub type StepWork<'a, R> = dyn FnMut(&mut R) -> Result<()> + 'a;
 
 /// Fused operations of a decoder-only transformer.
 pub trait TransformerOps: Device {
     /// The paged K/V cache of all layers.
     type Kv: Send + Sync;
 
+    /// An embedding table.
+    type Table: Send + Sync;
+
+    /// The rows of a step.
+    type Rows: StepRows;
+
+    /// Steps that may have begun before the oldest of them is collected ([`TransformerOps::drawn`]).
+    const IN_FLIGHT: usize;
+
     /// A cache of `layout`.
     fn kv_cache(&self, layout: KvLayout) -> Result<Self::Kv>;
 
-    /// `out[r] = table[ids[r]]`, zeros where `ids[r]` is `None`. `table` is `[vocab, width]`.
+    /// A table of stacked parts.
+    fn table(&self, parts: &[MatrixPart]) -> Result<Self::Table>;
+
+    /// The weight of [`TransformerOps::linear_chunked`] in these chunks.
+    fn matrix_in_chunks(&self, part: &MatrixPart, chunks: &[Range<usize>]) -> Result<Self::Matrix>;
+
+    /// `len` zeros in the type in which products read activations; [`Device::buffer`] is in that of sums.
+    fn activations(&self, len: usize) -> Result<Self::Buffer>;
+
+    /// Room for steps within `limits`.
+    fn rows(&self, limits: &StepLimits) -> Result<Self::Rows>;
+
+    /// Makes `plan` the step that the operations read.
+    ///
+    /// # Errors
+    /// [`crate::Error::GroupLost`] for a step that does not follow from those before, or if
+    /// [`TransformerOps::IN_FLIGHT`] steps wait to be collected.
+    fn begin(&self, plan: &StepPlan, rows: &mut Self::Rows) -> Result<()>;
+
+    /// Runs the work of the step that begins. Where it is `replayable` (always the same operations
+    /// for steps of the same number of rows and picked rows, and nothing of the host), the device may
+    /// record it once and play it from then on.
+    fn run(
+        &self,
+        rows: &mut Self::Rows,
+        replayable: bool,
+        work: &mut StepWork<'_, Self::Rows>,
+    ) -> Result<()>;
+
+    /// What the oldest step drew that was not collected yet, in order of [`RowDraw::place`]; `None`
+    /// where the scores were not finite. Waits for it.
+    fn drawn(&self, rows: &mut Self::Rows) -> Result<Vec<Option<Drawn>>>;
+
+    /// Forgets every sequence, step and record.
+    fn forget(&self, rows: &mut Self::Rows) -> Result<()>;
+
+    /// `out[r]` = the table's row for the token of row `r`, zeros where the table's `part` does not
+    /// hold it.
     fn embed(
         &self,
-        table: &Self::Matrix,
-        ids: &[Option<u32>],
+        table: &Self::Table,
+        part: &VocabularyPart,
+        rows: &Self::Rows,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `out[r] = weight_of(r) · x[r] / sqrt(mean(x[r]²) + eps)` over rows of `width`, where
-    /// `weight_of(r)` is `weights.1` for rows with `select[r]` and `weights.0` for the others.
-    fn rms_norm_select(
+    /// `out[i] = weight · h[r] / sqrt(mean(h[r]²) + eps)` for the picked rows `r` of `mode`; the
+    /// weight is `weights.1` for multimodal rows and `weights.0` for the others.
+    fn final_norm(
         &self,
-        x: &Self::Buffer,
+        h: &Self::Buffer,
         weights: (&Self::Vector, &Self::Vector),
-        select: &[bool],
+        rows: &Self::Rows,
+        mode: Mode,
         eps: f32,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `h[r] += delta[r]` for rows with `update[r]` (all rows if `None`; nothing if `delta` is
-    /// `None`), then `out = rms_norm(h) · weight`.
+    /// `h[r] += delta[r]` (of multimodal rows only, if so flagged; nothing if `delta` is `None`), then
+    /// `out = rms_norm(h) · weight`.
     fn residual_rms_norm(
         &self,
         h: &mut Self::Buffer,
-        delta: Option<(&Self::Buffer, Option<&[bool]>)>,
-        rows: usize,
+        delta: Option<(&Self::Buffer, bool)>,
+        rows: &Self::Rows,
         weight: &Self::Vector,
         eps: f32,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `h[r] += delta[r]` for rows with `update[r]` (all rows if `None`).
+    /// `h[r] += delta[r]`, of multimodal rows only if `multimodal_only`.
     fn residual(
         &self,
         h: &mut Self::Buffer,
         delta: &Self::Buffer,
-        rows: usize,
+        rows: &Self::Rows,
         width: usize,
-        update: Option<&[bool]>,
+        multimodal_only: bool,
     ) -> Result<()>;
 
     /// Rotates (half-split) the queries and keys of `qkv` `[rows, (heads + 2·kv_heads)·d]` in place
@@ -105,7 +260,7 @@ pub trait TransformerOps: Device {
         &self,
         qkv: &mut Self::Buffer,
         heads: usize,
-        rows: &RowBatch,
+        rows: &Self::Rows,
         theta: f64,
         layer: usize,
         kv: &mut Self::Kv,
@@ -122,7 +277,7 @@ pub trait TransformerOps: Device {
     fn attention(
         &self,
         qkv: &Self::Buffer,
-        rows: &RowBatch,
+        rows: &Self::Rows,
         kv_head_of: &[usize],
         window: Option<usize>,
         layer: usize,
@@ -140,7 +295,7 @@ pub trait TransformerOps: Device {
     ) -> Result<()>;
 
     /// The product of a row-parallel weight, not yet summed across ranks: the columns of each
-    /// range of `chunks` (a power of two of them) are summed alone and the chunk sums are added as
+    /// range of `chunks` (a power of two of them, those that `w` was made of) are summed alone and the chunk sums are added as
     /// a balanced binary tree: `((0+1)+(2+3))+…`. `out` is `[rows, w.out]`.
     fn linear_chunked(
         &self,
@@ -163,28 +318,18 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Draws one token for each entry of `draws` from `logits` `[rows, vocab]`; `None` where the
-    /// scores are not finite.
+    /// Draws one token for each draw of `mode` from its `logits` `[picked, vocab]`. Entry `i` is token
+    /// `vocab.start + i`, which becomes the last token of the draw's sequences; `suppressed`
+    /// entries are never drawn.
     fn sample(
         &self,
         logits: &Self::Buffer,
-        vocab: usize,
-        draws: &[RowDraw<'_>],
-    ) -> Result<Vec<Option<Drawn>>>;
+        vocab: Range<u32>,
+        suppressed: &[u32],
+        mode: Mode,
+        rows: &mut Self::Rows,
+    ) -> Result<()>;
 
     /// Keys and values of one block of one layer, each `[kv_heads, block_size, head_dim]`.
     fn read_kv(&self, kv: &Self::Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)>;
-}
-
-/// A draw from the rows of a logits buffer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RowDraw<'a> {
-    /// The conditional row.
-    pub row: usize,
-    /// The unconditional row, if guided.
-    pub uncond_row: Option<usize>,
-    /// How.
-    pub draw: Draw,
-    /// Indices that are never drawn.
-    pub suppressed: &'a [u32],
 }

@@ -119,15 +119,15 @@ impl<D: TransformerOps> RowParallel<D> {
             cols: first..last,
             ..MatrixPart::whole(weight)
         };
-        let weight = if first == last {
-            None
-        } else {
-            Some(device.matrix(&[part])?)
-        };
-        let chunks = chunks
+        let chunks: Vec<_> = chunks
             .iter()
             .map(|c| c.start - first..c.end - first)
             .collect();
+        let weight = if first == last {
+            None
+        } else {
+            Some(device.matrix_in_chunks(&part, &chunks)?)
+        };
         Ok(Self {
             weight,
             chunks,

@@ -1,20 +1,16 @@
 //! Embedding tables and heads, split by vocabulary entry.
 
-use std::ops::Range;
-
 use super::{Collective, Shard, linear::ColumnParallel};
 use crate::{
     Result,
     checkpoint::HostTensor,
-    ops::{Device, MatrixPart, TransformerOps},
+    ops::{MatrixPart, StepRows, TransformerOps, VocabularyPart},
 };
 
 /// The text and the multimodal embedding table, one after the other.
-pub struct VocabularyEmbedding<D: Device> {
-    table: D::Matrix,
-    text: Range<usize>,
-    multimodal: Range<usize>,
-    text_vocab: usize,
+pub struct VocabularyEmbedding<D: TransformerOps> {
+    table: D::Table,
+    part: VocabularyPart,
     width: usize,
 }
 
@@ -27,54 +23,37 @@ impl<D: TransformerOps> VocabularyEmbedding<D> {
         multimodal_table: HostTensor,
     ) -> Result<Self> {
         let (text_vocab, width) = (text_table.shape()[0], text_table.shape()[1]);
-        let text = shard.vocabulary(text_vocab);
-        let multimodal = shard.vocabulary(multimodal_table.shape()[0]);
-        let table = device.matrix(&[
+        let part = VocabularyPart {
+            text: shard.vocabulary(text_vocab),
+            multimodal: shard.vocabulary(multimodal_table.shape()[0]),
+            text_vocab,
+        };
+        let table = device.table(&[
             MatrixPart {
-                rows: text.clone(),
+                rows: part.text.clone(),
                 ..MatrixPart::whole(text_table)
             },
             MatrixPart {
-                rows: multimodal.clone(),
+                rows: part.multimodal.clone(),
                 ..MatrixPart::whole(multimodal_table)
             },
         ])?;
-        Ok(Self {
-            table,
-            text,
-            multimodal,
-            text_vocab,
-            width,
-        })
+        Ok(Self { table, part, width })
     }
 
-    /// The row of this rank's table that holds `token`.
-    fn local_row(&self, token: u32) -> Option<u32> {
-        let token = token as usize;
-        let row = if token < self.text_vocab {
-            self.text.contains(&token).then(|| token - self.text.start)
-        } else {
-            let entry = token - self.text_vocab;
-            let held = self.multimodal.contains(&entry);
-            held.then(|| self.text.len() + entry - self.multimodal.start)
-        };
-        row.map(|row| row as u32)
-    }
-
-    /// `out` `[tokens, width]`, the same on every rank. Every token is in exactly one rank's table,
+    /// `out` `[rows, width]`, the same on every rank. Every token is in exactly one rank's table,
     /// so the sum over ranks is exact.
     pub fn forward(
         &self,
         device: &D,
         collective: &mut dyn Collective<D>,
         parts: &mut [D::Buffer],
-        tokens: &[u32],
+        rows: &D::Rows,
         out: &mut D::Buffer,
     ) -> Result<()> {
-        let rows: Vec<Option<u32>> = tokens.iter().map(|&token| self.local_row(token)).collect();
-        device.embed(&self.table, &rows, out)?;
+        device.embed(&self.table, &self.part, rows, out)?;
         if collective.size() > 1 {
-            let len = tokens.len() * self.width;
+            let len = rows.len() * self.width;
             collective.all_gather(device, out, len, parts)?;
             device.tree_sum(parts, len, out)?;
         }
@@ -83,20 +62,54 @@ impl<D: TransformerOps> VocabularyEmbedding<D> {
 }
 
 /// An output head without bias, `[vocab, width]`.
-pub struct VocabularyHead<D: Device> {
+pub struct VocabularyHead<D: TransformerOps> {
     linear: ColumnParallel<D>,
     /// Entries held by each rank.
     widths: Vec<usize>,
+    max_rows: usize,
+    /// Made when logits are first wanted: most processes never want those of one mode.
+    buffers: Option<HeadBuffers<D>>,
+}
+
+struct HeadBuffers<D: TransformerOps> {
+    /// This rank's logits, where they have to meet others.
+    local: Option<D::Buffer>,
+    parts: Vec<D::Buffer>,
+    logits: D::Buffer,
+}
+
+impl<D: TransformerOps> HeadBuffers<D> {
+    fn new(device: &D, widths: &[usize], max_rows: usize) -> Result<Self> {
+        // Ranks send equal lengths, so the last one's part is padded to the first one's.
+        let part = || device.buffer(max_rows * widths[0]);
+        let (local, ranks) = match widths.len() {
+            1 => (None, 0),
+            ranks => (Some(part()?), ranks),
+        };
+        Ok(Self {
+            local,
+            parts: (0..ranks).map(|_| part()).collect::<Result<_>>()?,
+            logits: device.buffer(max_rows * widths.iter().sum::<usize>())?,
+        })
+    }
 }
 
 impl<D: TransformerOps> VocabularyHead<D> {
-    /// This rank's part of the first `vocab` entries of `weight`.
-    pub fn load(device: &D, shard: Shard, weight: HostTensor, vocab: usize) -> Result<Self> {
+    /// This rank's part of the first `vocab` entries of `weight`, for up to `max_rows` rows.
+    pub fn load(
+        device: &D,
+        shard: Shard,
+        weight: HostTensor,
+        vocab: usize,
+        max_rows: usize,
+    ) -> Result<Self> {
         let linear = ColumnParallel::load(device, &[(weight, shard.vocabulary(vocab))], &[])?;
         let part = |rank| Shard::new(rank, shard.size()).map(|s| s.vocabulary(vocab).len());
         Ok(Self {
             linear,
             widths: (0..shard.size()).map(part).collect::<Result<_>>()?,
+            max_rows,
+            buffers: None,
         })
     }
 
@@ -107,27 +120,32 @@ impl<D: TransformerOps> VocabularyHead<D> {
 
     /// Logits `[rows, vocab]` of `x` `[rows, width]`, the same on every rank.
     pub fn forward(
-        &self,
+        &mut self,
         device: &D,
         collective: &mut dyn Collective<D>,
         x: &D::Buffer,
         rows: usize,
-    ) -> Result<D::Buffer> {
-        // Ranks send equal lengths, so the last one's part is padded to the first one's.
-        let len = rows * self.widths[0];
-        let mut local = device.buffer(len)?;
-        self.linear.forward(device, x, rows, &mut local)?;
-        if collective.size() == 1 {
-            return Ok(local);
-        }
-        let mut parts = self
-            .widths
-            .iter()
-            .map(|_| device.buffer(len))
-            .collect::<Result<Vec<_>>>()?;
-        collective.all_gather(device, &local, len, &mut parts)?;
-        let mut logits = device.buffer(rows * self.vocab())?;
-        device.concat_columns(&parts, &self.widths, rows, &mut logits)?;
+    ) -> Result<&D::Buffer> {
+        let HeadBuffers {
+            local,
+            parts,
+            logits,
+        } = match &mut self.buffers {
+            Some(buffers) => buffers,
+            none => none.insert(HeadBuffers::new(device, &self.widths, self.max_rows)?),
+        };
+        let Some(local) = local else {
+            self.linear.forward(device, x, rows, logits)?;
+            return Ok(logits);
+        };
+        self.linear.forward(device, x, rows, local)?;
+        collective.all_gather(device, local, rows * self.widths[0], parts)?;
+        device.concat_columns(parts, &self.widths, rows, logits)?;
         Ok(logits)
+    }
+
+    /// The logits that were computed last.
+    pub fn logits(&self) -> Option<&D::Buffer> {
+        self.buffers.as_ref().map(|buffers| &buffers.logits)
     }
 }

@@ -40,6 +40,7 @@ fn ranks(size: usize, part: Range<usize>) -> ThreadGroup {
         max_rows: LIMITS.max_rows,
         blocks: LIMITS.blocks,
         block_size: LIMITS.block_size,
+        slots: LIMITS.max_sequences,
         suppressed: vec![],
         keep_logits: false,
     };

@@ -1,10 +1,7 @@
 //! The paged K/V cache and the rotary embedding of what goes into it.
 
-use super::{lanes::LANES, math, threads};
-use crate::{
-    Error, Result, memory,
-    ops::{KvLayout, RowBatch},
-};
+use super::{RowBatch, lanes::LANES, math, threads};
+use crate::{Error, Result, memory, ops::KvLayout};
 
 /// Keys and values of all layers, each `[layer, block, kv_head, slot, channel]`.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ mod product;
 mod row_attention;
 mod sample;
 mod scratch;
+mod step;
 mod threads;
 mod transformer;
 mod view;
@@ -29,9 +30,10 @@ mod x86;
 pub use dispatch::Isa;
 pub use kv::Kv;
 pub use matrix::Matrix;
+pub use step::{RowBatch, Rows};
 
 use aligned::Aligned;
-use view::{Rows, RowsMut};
+use view::RowsMut;
 
 use crate::{
     Error, Result,
@@ -162,7 +164,7 @@ impl Device for Cpu {
         }
         linear::linear(
             self.isa,
-            Rows::new(&x.0, cols, rows, cols),
+            view::Rows::new(&x.0, cols, rows, cols),
             w,
             std::slice::from_ref(&(0..cols)),
             bias.map(|bias| &bias[..outs]),

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::{
-    KV_SPLIT,
+    KV_SPLIT, RowBatch,
     dispatch::{Isa, Kernel},
     kv::{Kv, Place},
     lanes::{LANES, Lanes},
@@ -19,7 +19,6 @@ use super::{
     threads,
     view::{Rows, RowsMut},
 };
-use crate::ops::RowBatch;
 
 /// Inputs of an attention; sizes are checked.
 pub(super) struct RowAttention<'a> {

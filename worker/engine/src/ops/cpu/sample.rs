@@ -8,15 +8,21 @@ use crate::{
 };
 
 /// Draws from rows of `logits` `[rows, vocab]`, all of which exist; `None` where the scores are not finite.
-pub(super) fn sample(logits: &[f32], vocab: usize, draws: &[RowDraw<'_>]) -> Vec<Option<Drawn>> {
+/// `suppressed` entries are never drawn.
+pub(super) fn sample(
+    logits: &[f32],
+    vocab: usize,
+    suppressed: &[u32],
+    draws: &[RowDraw],
+) -> Vec<Option<Drawn>> {
     let row = |row: usize| &logits[row * vocab..][..vocab];
-    let one = |wanted: &RowDraw<'_>| {
+    let one = |wanted: &RowDraw| {
         let uncond = wanted.uncond_row.map(row);
-        if wanted.suppressed.is_empty() {
+        if suppressed.is_empty() {
             return draw(row(wanted.row), uncond, &wanted.draw);
         }
         let mut possible = row(wanted.row).to_vec();
-        for &index in wanted.suppressed {
+        for &index in suppressed {
             possible[index as usize] = f32::NEG_INFINITY;
         }
         draw(&possible, uncond, &wanted.draw)

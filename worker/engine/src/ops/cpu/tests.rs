@@ -115,7 +115,7 @@ fn sizes_are_checked() {
         cpu.linear_chunked(&x, 1, &w, &[0..1, 1..4], &mut out)
             .is_err()
     );
-    assert!(cpu.embed(&w, &[Some(2)], &mut out).is_err());
+    assert!(cpu.embed_ids(&w, &[Some(2)], &mut out).is_err());
     assert!(
         cpu.tree_sum(&[x.clone(), x.clone(), x], 1, &mut out)
             .is_err()

@@ -3,28 +3,32 @@
 use std::ops::Range;
 
 use super::{
-    Buffer, Cpu, Kv, Matrix, linear, mismatch, need,
+    Buffer, Cpu, Kv, Matrix, Rows, linear, mismatch, need,
     norm::{self, Affine},
     pointwise,
     product::add_tree,
     row_attention::RowAttention,
-    sample,
-    view::{Rows, RowsMut},
+    sample, view,
+    view::RowsMut,
 };
 use crate::{
     Result,
-    ops::{KvLayout, Norm, RowBatch, RowDraw, TransformerOps},
+    ops::{
+        Device, KvLayout, MatrixPart, Norm, StepLimits, StepPlan, StepRows, StepWork,
+        TransformerOps, VocabularyPart,
+    },
     sampling::Drawn,
+    schedule::Mode,
 };
 
-impl TransformerOps for Cpu {
-    type Kv = Kv;
-
-    fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
-        Kv::new(layout)
-    }
-
-    fn embed(&self, table: &Matrix, ids: &[Option<u32>], out: &mut Buffer) -> Result<()> {
+impl Cpu {
+    /// `out[r] = table[ids[r]]`, zeros where `ids[r]` is `None`.
+    pub(super) fn embed_ids(
+        &self,
+        table: &Matrix,
+        ids: &[Option<u32>],
+        out: &mut Buffer,
+    ) -> Result<()> {
         let width = table.cols();
         need("embed", "out", out.0.len(), ids.len() * width)?;
         if let Some(id) = ids
@@ -44,7 +48,8 @@ impl TransformerOps for Cpu {
         Ok(())
     }
 
-    fn rms_norm_select(
+    /// Norms of rows of `x`, with the second weight for rows with `select[r]`.
+    pub(super) fn rms_norm_select(
         &self,
         x: &Buffer,
         weights: (&Vec<f32>, &Vec<f32>),
@@ -76,20 +81,121 @@ impl TransformerOps for Cpu {
         Ok(())
     }
 
+    /// `h[r] += delta[r]` for rows with `update[r]` (all rows if `None`).
+    pub(super) fn add_rows(
+        &self,
+        h: &mut Buffer,
+        delta: &Buffer,
+        rows: usize,
+        width: usize,
+        update: Option<&[bool]>,
+    ) -> Result<()> {
+        need("residual", "h", h.0.len(), rows * width)?;
+        need("residual", "delta", delta.0.len(), rows * width)?;
+        if let Some(update) = update {
+            need("residual", "update", update.len(), rows)?;
+        }
+        pointwise::add_rows(&mut h.0[..rows * width], &delta.0, width, update);
+        Ok(())
+    }
+}
+
+impl TransformerOps for Cpu {
+    type Kv = Kv;
+    type Table = Matrix;
+    type Rows = Rows;
+
+    const IN_FLIGHT: usize = 1;
+
+    fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
+        Kv::new(layout)
+    }
+
+    fn table(&self, parts: &[MatrixPart]) -> Result<Matrix> {
+        self.matrix(parts)
+    }
+
+    fn matrix_in_chunks(&self, part: &MatrixPart, _: &[Range<usize>]) -> Result<Matrix> {
+        self.matrix(std::slice::from_ref(part))
+    }
+
+    fn activations(&self, len: usize) -> Result<Buffer> {
+        self.buffer(len)
+    }
+
+    fn rows(&self, limits: &StepLimits) -> Result<Rows> {
+        Ok(Rows::new(limits.text_vocab))
+    }
+
+    fn begin(&self, plan: &StepPlan, rows: &mut Rows) -> Result<()> {
+        rows.begin(plan)
+    }
+
+    fn run(&self, rows: &mut Rows, _: bool, work: &mut StepWork<'_, Rows>) -> Result<()> {
+        work(rows)
+    }
+
+    fn drawn(&self, rows: &mut Rows) -> Result<Vec<Option<Drawn>>> {
+        rows.collect()
+    }
+
+    fn forget(&self, rows: &mut Rows) -> Result<()> {
+        rows.forget();
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        table: &Matrix,
+        part: &VocabularyPart,
+        rows: &Rows,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let tokens = rows.batch.tokens.iter();
+        let ids: Vec<_> = tokens.map(|&token| part.local_row(token)).collect();
+        self.embed_ids(table, &ids, out)
+    }
+
+    fn final_norm(
+        &self,
+        h: &Buffer,
+        weights: (&Vec<f32>, &Vec<f32>),
+        rows: &Rows,
+        mode: Mode,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (picked, width) = (rows.picked.of(mode), weights.0.len());
+        need("final_norm", "h", h.0.len(), rows.len() * width)?;
+        if let Some(row) = picked.iter().find(|&&row| row as usize >= rows.len()) {
+            return Err(mismatch(
+                "final_norm",
+                format!("row {row} of {}", rows.len()),
+            ));
+        }
+        let mut selected = self.buffer(picked.len() * width)?;
+        for (to, &from) in picked.iter().enumerate() {
+            self.copy_rows(h, from as usize, &mut selected, to, 1, width)?;
+        }
+        let flag = |&row: &u32| rows.batch.multimodal[row as usize];
+        let multimodal: Vec<bool> = picked.iter().map(flag).collect();
+        self.rms_norm_select(&selected, weights, &multimodal, eps, out)
+    }
+
     fn residual_rms_norm(
         &self,
         h: &mut Buffer,
-        delta: Option<(&Buffer, Option<&[bool]>)>,
-        rows: usize,
+        delta: Option<(&Buffer, bool)>,
+        rows: &Rows,
         weight: &Vec<f32>,
         eps: f32,
         out: &mut Buffer,
     ) -> Result<()> {
-        let width = weight.len();
+        let (rows_of, rows, width) = (rows, rows.len(), weight.len());
         need("residual_rms_norm", "h", h.0.len(), rows * width)?;
         need("residual_rms_norm", "out", out.0.len(), rows * width)?;
-        if let Some((delta, update)) = delta {
-            self.residual(h, delta, rows, width, update)?;
+        if let Some((delta, multimodal_only)) = delta {
+            self.residual(h, delta, rows_of, width, multimodal_only)?;
         }
         let affine = |_| Affine {
             weight: Some(weight),
@@ -111,28 +217,24 @@ impl TransformerOps for Cpu {
         &self,
         h: &mut Buffer,
         delta: &Buffer,
-        rows: usize,
+        rows: &Rows,
         width: usize,
-        update: Option<&[bool]>,
+        multimodal_only: bool,
     ) -> Result<()> {
-        need("residual", "h", h.0.len(), rows * width)?;
-        need("residual", "delta", delta.0.len(), rows * width)?;
-        if let Some(update) = update {
-            need("residual", "update", update.len(), rows)?;
-        }
-        pointwise::add_rows(&mut h.0[..rows * width], &delta.0, width, update);
-        Ok(())
+        let update = multimodal_only.then_some(&rows.batch.multimodal[..]);
+        self.add_rows(h, delta, rows.len(), width, update)
     }
 
     fn rope_append(
         &self,
         qkv: &mut Buffer,
         heads: usize,
-        rows: &RowBatch,
+        rows: &Rows,
         theta: f64,
         layer: usize,
         kv: &mut Kv,
     ) -> Result<()> {
+        let rows = &rows.batch;
         let len = rows.len() * (heads + 2 * kv.layout.kv_heads) * kv.layout.head_dim;
         need("rope_append", "qkv", qkv.0.len(), len)?;
         kv.check(layer, rows)?;
@@ -143,7 +245,7 @@ impl TransformerOps for Cpu {
     fn attention(
         &self,
         qkv: &Buffer,
-        rows: &RowBatch,
+        rows: &Rows,
         kv_head_of: &[usize],
         window: Option<usize>,
         layer: usize,
@@ -153,7 +255,7 @@ impl TransformerOps for Cpu {
         let KvLayout {
             kv_heads, head_dim, ..
         } = kv.layout;
-        let heads = kv_head_of.len();
+        let (rows, heads) = (&rows.batch, kv_head_of.len());
         need(
             "attention",
             "qkv",
@@ -220,7 +322,7 @@ impl TransformerOps for Cpu {
         let out = RowsMut::new(&mut out.0, outs, rows, outs);
         linear::linear(
             self.isa,
-            Rows::new(&x.0, cols, rows, cols),
+            view::Rows::new(&x.0, cols, rows, cols),
             w,
             chunks,
             None,
@@ -272,20 +374,22 @@ impl TransformerOps for Cpu {
     fn sample(
         &self,
         logits: &Buffer,
-        vocab: usize,
-        draws: &[RowDraw<'_>],
-    ) -> Result<Vec<Option<Drawn>>> {
+        vocab: Range<u32>,
+        suppressed: &[u32],
+        mode: Mode,
+        rows: &mut Rows,
+    ) -> Result<()> {
+        let (draws, len) = (rows.draws(mode), vocab.len());
         for draw in draws {
             let last = draw.uncond_row.unwrap_or(0).max(draw.row);
-            need("sample", "logits", logits.0.len(), (last + 1) * vocab)?;
-            if draw.suppressed.iter().any(|&index| index as usize >= vocab) {
-                return Err(mismatch(
-                    "sample",
-                    format!("suppressed index beyond {vocab}"),
-                ));
-            }
+            need("sample", "logits", logits.0.len(), (last + 1) * len)?;
         }
-        Ok(sample::sample(&logits.0, vocab, draws))
+        if suppressed.iter().any(|&index| index as usize >= len) {
+            return Err(mismatch("sample", format!("suppressed index beyond {len}")));
+        }
+        let drawn = sample::sample(&logits.0, len, suppressed, draws);
+        rows.keep(mode, drawn, vocab.start);
+        Ok(())
     }
 
     fn read_kv(&self, kv: &Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)> {

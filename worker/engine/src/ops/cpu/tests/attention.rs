@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::{AttentionShape, ImageOps, KvLayout, RowBatch};
+use crate::ops::{AttentionShape, ImageOps, KvLayout};
 
 /// `softmax(scores) · values` in `f64`.
 fn mix64(scores: &[f64], values: &[Vec<f64>]) -> Vec<f64> {
@@ -77,7 +77,7 @@ const WIDTH: usize = (KV_HEAD_OF.len() + 4) * LAYOUT.head_dim;
 const THETA: f64 = 1e4;
 
 /// Rows for `(sequence, positions)` with scrambled, disjoint block tables.
-fn rows(work: &[(u32, std::ops::Range<u32>)]) -> RowBatch {
+fn rows(work: &[(u32, std::ops::Range<u32>)]) -> Rows {
     let mut rows = RowBatch::default();
     for sequence in 0..3 {
         rows.tables
@@ -91,7 +91,7 @@ fn rows(work: &[(u32, std::ops::Range<u32>)]) -> RowBatch {
             rows.tables_index.push(*sequence);
         }
     }
-    rows
+    Rows::of(rows)
 }
 
 /// The `qkv` row of a position of a sequence.
@@ -100,21 +100,22 @@ fn qkv(sequence: u32, position: u32) -> Vec<f32> {
 }
 
 /// Runs the steps in turn on layer 1 and returns the attention of the rows of the last one.
-fn run_steps(cpu: Cpu, steps: &[RowBatch], window: Option<usize>) -> Vec<f32> {
+fn run_steps(cpu: Cpu, steps: &[Rows], window: Option<usize>) -> Vec<f32> {
     let mut kv = cpu.kv_cache(LAYOUT).unwrap();
     let mut last = Vec::new();
     for rows in steps {
         let values: Vec<f32> = rows
+            .batch
             .positions
             .iter()
-            .zip(&rows.tables_index)
+            .zip(&rows.batch.tables_index)
             .flat_map(|(&position, &sequence)| qkv(sequence, position))
             .collect();
         let mut buffer = cpu.upload(&values).unwrap();
         cpu.rope_append(&mut buffer, KV_HEAD_OF.len(), rows, THETA, 1, &mut kv)
             .unwrap();
         let mut out = cpu
-            .buffer(rows.len() * KV_HEAD_OF.len() * LAYOUT.head_dim)
+            .buffer(rows.batch.len() * KV_HEAD_OF.len() * LAYOUT.head_dim)
             .unwrap();
         cpu.attention(&buffer, rows, &KV_HEAD_OF, window, 1, &kv, &mut out)
             .unwrap();
@@ -205,7 +206,7 @@ fn damaged_batches_are_refused() {
         cpu.rope_append(&mut buffer, 5, &block, THETA, 2, &mut kv)
             .is_err()
     );
-    block.tables[0] = vec![200].into();
+    block.batch.tables[0] = vec![200].into();
     assert!(
         cpu.rope_append(&mut buffer, 5, &block, THETA, 0, &mut kv)
             .is_err()

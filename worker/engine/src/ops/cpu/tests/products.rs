@@ -113,7 +113,7 @@ fn stacked_slices_are_read_in_place() {
             &linear(cpu, &x, rows, &copy, None),
         );
         let mut out = cpu.buffer(4 * 23).unwrap();
-        cpu.embed(&w, &[Some(13), None, Some(0), Some(8)], &mut out)
+        cpu.embed_ids(&w, &[Some(13), None, Some(0), Some(8)], &mut out)
             .unwrap();
         let out = cpu.download(&out).unwrap();
         assert_same_bits(&out[..23], &flat[13 * 23..]);

@@ -59,24 +59,22 @@ fn norms_of_the_backbone() {
     let (x, delta) = (noise(1, rows * width), noise(2, rows * width));
     let (a, b) = (noise(3, width), noise(4, width));
     let select = [true, false, false, true, true];
+    let batch = Rows::of(RowBatch {
+        tokens: vec![0; rows],
+        multimodal: select.to_vec(),
+        ..RowBatch::default()
+    });
     let got = everywhere(|cpu| {
         let mut out = cpu.buffer(rows * width).unwrap();
         let mut h = cpu.upload(&x).unwrap();
         let delta = cpu.upload(&delta).unwrap();
-        cpu.residual_rms_norm(
-            &mut h,
-            Some((&delta, Some(&select))),
-            rows,
-            &a,
-            1e-6,
-            &mut out,
-        )
-        .unwrap();
+        cpu.residual_rms_norm(&mut h, Some((&delta, true)), &batch, &a, 1e-6, &mut out)
+            .unwrap();
         let mut all = cpu.download(&out).unwrap();
         cpu.rms_norm_select(&h, (&a, &b), &select, 1e-6, &mut out)
             .unwrap();
         all.extend(cpu.download(&out).unwrap());
-        cpu.residual(&mut h, &delta, rows, width, None).unwrap();
+        cpu.residual(&mut h, &delta, &batch, width, false).unwrap();
         all.extend(cpu.download(&h).unwrap());
         all
     });

@@ -1,0 +1,103 @@
+// Root-mean-square norms over rows of the residual stream, with the addition before them.
+//
+// Shapes: h, delta [rows, width] f32; weight [width] f32; out [rows, width] bf16 or f32. A row is one block's; thread i sums
+// columns i, i + 512, … in order, then the threads are added in one order.
+#include "common.cuh"
+
+constexpr int THREADS = 512;
+// Values of a row that a thread keeps in registers; wider rows are read again.
+constexpr int KEPT = 16;
+
+// The row of `width` values that `value(i)` gives: sum of squares, then `put(i, value, scale)`.
+template <typename Value, typename Put>
+__device__ inline void normalise(int width, float eps, Value value, Put put) {
+    __shared__ float shared[THREADS / 32];
+    float kept[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        kept[k] = i < width ? value(i) : 0.f;
+    }
+    float sum = 0.f;
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) sum = fmaf(kept[k], kept[k], sum);
+    for (int i = threadIdx.x + KEPT * THREADS; i < width; i += THREADS) {
+        const float v = value(i);
+        sum = fmaf(v, v, sum);
+    }
+    sum = block_sum<THREADS / 32>(sum, shared);
+    const float scale = 1.f / sqrtf(sum / width + eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const int i = threadIdx.x + k * THREADS;
+        if (i < width) put(i, kept[k], scale);
+    }
+    for (int i = threadIdx.x + KEPT * THREADS; i < width; i += THREADS) put(i, value(i), scale);
+}
+
+// h[r] += delta[r] (if there is a delta; with `image_only` for multimodal rows only), then, if there is an `out`,
+// out[r] = weight · h[r] / sqrt(mean(h[r]²) + eps). grid rows, block 512.
+template <typename Out>
+__device__ inline void residual_norm(const Rows &rows, float *h, const float *delta, int image_only, const float *weight,
+                                     float eps, int width, Out *out) {
+    let_next_start();
+    wait_previous();
+    const size_t row = blockIdx.x;
+    h += row * width;
+    const bool adds = delta && (!image_only || rows.multimodal(row));
+    if (adds) delta += row * width;
+    if (!out) {
+        if (adds)
+            for (int i = threadIdx.x; i < width; i += THREADS) h[i] += delta[i];
+        return;
+    }
+    out += row * width;
+    auto value = [&](int i) { return adds ? h[i] + delta[i] : h[i]; };
+    auto put = [&](int i, float v, float scale) {
+        if (adds) h[i] = v;
+        out[i] = from_float<Out>(v * scale * weight[i]);
+    };
+    normalise(width, eps, value, put);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    residual_norm_bf16(const Rows rows, float *h, const float *delta, int image_only, const float *weight, float eps,
+                       int width, bf16 *out) {
+    residual_norm(rows, h, delta, image_only, weight, eps, width, out);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    residual_norm_f32(const Rows rows, float *h, const float *delta, int image_only, const float *weight, float eps,
+                      int width, float *out) {
+    residual_norm(rows, h, delta, image_only, weight, eps, width, out);
+}
+
+// out[i] = norm of h[picked[i]] with the weight of text or of multimodal rows; zeros where picked[i] is -1.
+// grid picked rows, block 512.
+template <typename Out>
+__device__ inline void final_norm(const Rows &rows, const int *picked, const float *h, const float *text,
+                                  const float *image, float eps, int width, Out *out) {
+    let_next_start();
+    wait_previous();
+    const int row = picked[blockIdx.x];
+    out += (size_t)blockIdx.x * width;
+    if (row < 0) {
+        for (int i = threadIdx.x; i < width; i += THREADS) out[i] = from_float<Out>(0.f);
+        return;
+    }
+    h += (size_t)row * width;
+    const float *weight = rows.multimodal(row) ? image : text;
+    auto value = [&](int i) { return h[i]; };
+    auto put = [&](int i, float v, float scale) { out[i] = from_float<Out>(v * scale * weight[i]); };
+    normalise(width, eps, value, put);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    final_norm_bf16(const Rows rows, const int *picked, const float *h, const float *text, const float *image, float eps,
+                    int width, bf16 *out) {
+    final_norm(rows, picked, h, text, image, eps, width, out);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    final_norm_f32(const Rows rows, const int *picked, const float *h, const float *text, const float *image, float eps,
+                   int width, float *out) {
+    final_norm(rows, picked, h, text, image, eps, width, out);
+}

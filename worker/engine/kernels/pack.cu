@@ -1,0 +1,39 @@
+// Weights as linear.cu reads them, from slices of the stored matrix [outs, cols] (row-major, bf16).
+//
+// Packed: [tile of 16 outputs][block of 32 columns][MMA operand 0, 1][lane][8 values]. Lane (g, t) = (lane / 4, lane % 4)
+// holds of operand h, for outputs g and g + 8, the columns 8t + 4h + 0…3 of the block: 0, 1 of g; 0, 1 of g + 8; 2, 3 of g;
+// 2, 3 of g + 8, which is the register order of the MMA's first operand. Outputs and columns that do not exist are zero.
+#include "common.cuh"
+
+struct Packing {
+    uint4 *packed;
+    const bf16 *raw;  // `outs` rows of `cols`, the first of which is output `first_out`, a multiple of 16
+    int first_out, outs, cols;
+    int blocks;
+    int chunks;
+    int first_block[CHUNKS + 1];
+    int first_col[CHUNKS];
+    int last_col[CHUNKS];
+};
+
+// One thread packs one lane's 16 bytes. grid-stride, block 256.
+extern "C" __global__ void __launch_bounds__(256) pack(const __grid_constant__ Packing p) {
+    const size_t total = (size_t)((p.outs + 15) / 16) * p.blocks * 64;
+    for (size_t i = blockIdx.x * (size_t)256 + threadIdx.x; i < total; i += (size_t)gridDim.x * 256) {
+        const int lane = i % 32, half = i / 32 % 2, block = i / 64 % p.blocks, tile = i / 64 / p.blocks;
+        int chunk = 0;
+        while (chunk + 1 < p.chunks && block >= p.first_block[chunk + 1]) chunk++;
+        const int g = lane / 4, t = lane % 4;
+        const int col = p.first_col[chunk] + (block - p.first_block[chunk]) * K_BLOCK + 8 * t + 4 * half;
+        const unsigned short *raw = reinterpret_cast<const unsigned short *>(p.raw);
+        auto word = [&](int row, int c) {
+            unsigned v = 0;
+            for (int k = 1; k >= 0; k--)
+                v = v << 16 | (row < p.outs && c + k < p.last_col[chunk] ? raw[(size_t)row * p.cols + c + k] : 0);
+            return v;
+        };
+        const int row = tile * 16 + g;
+        p.packed[(size_t)(p.first_out / 16) * p.blocks * 64 + i] =
+            make_uint4(word(row, col), word(row + 8, col), word(row, col + 2), word(row + 8, col + 2));
+    }
+}

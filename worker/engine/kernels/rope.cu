@@ -1,0 +1,82 @@
+// Rotary embedding of queries and keys, and the K/V append.
+//
+// qkv [rows, (heads + 2·kv_heads)·dim] f32; queries are rotated in place, keys and values go to the cache. Half-split:
+// x'[j] = x[j] cos - x[j + d/2] sin, x'[j + d/2] = x[j + d/2] cos + x[j] sin, angle = position · frequencies[j], all in f32.
+//
+// Cache of a layer: [block of 16 positions][kv_head][keys, values][16 · dim]. In f32 keys and values are [16, dim]. In bf16 they
+// lie as attention.cu's MMAs take them: dim/16 operands of 512 bytes each, lane (g, t) = (lane / 4, lane % 4) having, of
+// operand j, keys {g: 16j + 2t, +1, +8, +9; g + 8: the same} and values {2t, 2t + 1, 2t + 8, 2t + 9 of channel 16j + g;
+// the same of channel 16j + 8 + g}, where the numbers before a colon are positions in the block.
+#include "common.cuh"
+
+__device__ inline int key_place(bf16 *, int slot, int channel, int) {
+    const int j = channel / 16, c = channel % 16, t = c % 8 / 2;
+    return (j * 32 + slot % 8 * 4 + t) * 8 + slot / 8 * 4 + c / 8 * 2 + c % 2;
+}
+__device__ inline int value_place(bf16 *, int slot, int channel, int) {
+    const int j = channel / 16, g = channel % 8, t = slot % 8 / 2;
+    return (j * 32 + g * 4 + t) * 8 + channel % 16 / 8 * 4 + slot / 8 * 2 + slot % 2;
+}
+__device__ inline int key_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
+__device__ inline int value_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
+
+// grid (rows, heads + 2·kv_heads), block dim / 2.
+template <typename Cache>
+__device__ inline void rope_append(const Rows &rows, float *qkv, int heads, int kv_heads, int dim, const float *frequencies,
+                                   Cache *layer) {
+    let_next_start();
+    wait_previous();
+    const int row = blockIdx.x, head = blockIdx.y, j = threadIdx.x, half = dim / 2;
+    const int position = rows.positions[row];
+    if (position < 0) return;
+    float *x = qkv + ((size_t)row * (heads + 2 * kv_heads) + head) * dim;
+    float a = x[j], b = x[j + half];
+    if (head < heads + kv_heads) {
+        float sin, cos;
+        sincosf((float)position * frequencies[j], &sin, &cos);
+        const float turned = a * cos - b * sin;
+        b = b * cos + a * sin;
+        a = turned;
+        if (head < heads) {
+            x[j] = a;
+            x[j + half] = b;
+            return;
+        }
+    }
+    const int block = rows.tables[(size_t)rows.slots[row] * rows.table_stride + position / KV_BLOCK];
+    const int slot = position % KV_BLOCK;
+    const bool values = head >= heads + kv_heads;
+    const int kv_head = head - heads - (values ? kv_heads : 0);
+    Cache *to = layer + (((size_t)block * kv_heads + kv_head) * 2 + values) * KV_BLOCK * dim;
+    to[values ? value_place(to, slot, j, dim) : key_place(to, slot, j, dim)] = from_float<Cache>(a);
+    to[values ? value_place(to, slot, j + half, dim) : key_place(to, slot, j + half, dim)] = from_float<Cache>(b);
+}
+
+extern "C" __global__ void rope_append_bf16(const Rows rows, float *qkv, int heads, int kv_heads, int dim,
+                                            const float *frequencies, bf16 *layer) {
+    rope_append(rows, qkv, heads, kv_heads, dim, frequencies, layer);
+}
+extern "C" __global__ void rope_append_f32(const Rows rows, float *qkv, int heads, int kv_heads, int dim,
+                                           const float *frequencies, float *layer) {
+    rope_append(rows, qkv, heads, kv_heads, dim, frequencies, layer);
+}
+
+// Keys and values of one block of a layer as [kv_head, 16, dim] f32 each. grid kv_heads, block 256.
+template <typename Cache>
+__device__ inline void read_kv(Cache *block, int kv_heads, int dim, float *keys, float *values) {
+    const int head = blockIdx.x;
+    Cache *from = block + (size_t)head * 2 * KV_BLOCK * dim;
+    for (int i = threadIdx.x; i < KV_BLOCK * dim; i += 256) {
+        const int slot = i / dim, channel = i % dim;
+        keys[head * KV_BLOCK * dim + i] = to_float(from[key_place(from, slot, channel, dim)]);
+        values[head * KV_BLOCK * dim + i] = to_float(from[KV_BLOCK * dim + value_place(from, slot, channel, dim)]);
+    }
+}
+extern "C" __global__ void __launch_bounds__(256)
+    read_kv_bf16(bf16 *block, int kv_heads, int dim, float *keys, float *values) {
+    read_kv(block, kv_heads, dim, keys, values);
+}
+extern "C" __global__ void __launch_bounds__(256)
+    read_kv_f32(float *block, int kv_heads, int dim, float *keys, float *values) {
+    read_kv(block, kv_heads, dim, keys, values);
+}

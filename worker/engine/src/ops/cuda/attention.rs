@@ -1,0 +1,120 @@
+//! Attention over the paged cache: the work list is in the plan, partial results in a workspace.
+
+use super::{
+    Buffer, Cuda, Element, Kv, Rows, kernels::Argument, mismatch, step::RowsArgument, want,
+};
+use crate::{
+    Result,
+    ops::{KvLayout, StepRows},
+};
+
+/// Query heads that may read one K/V head.
+const MAX_GROUP: usize = 8;
+/// K/V heads of a rank.
+const MAX_KV_HEADS: usize = 64;
+/// Blocks of the attention kernel that a multiprocessor holds.
+const ATTENTION_BLOCKS: usize = 2;
+
+/// `struct Attention` of `kernels/attention.cu`.
+#[repr(C)]
+struct Attention {
+    rows: RowsArgument,
+    qkv: u64,
+    layer: u64,
+    out: u64,
+    partials: u64,
+    partial_scales: u64,
+    item_count: u64,
+    items: u64,
+    first_item: u64,
+    heads: i32,
+    kv_heads: i32,
+    window: i32,
+    scale: f32,
+    first_head: [i16; MAX_KV_HEADS + 1],
+}
+
+#[allow(unsafe_code)]
+mod layouts {
+    // SAFETY: fields and order are those of the kernel's struct.
+    unsafe impl super::Argument for super::Attention {}
+}
+
+/// First query head of each K/V head.
+fn first_heads(kv_head_of: &[usize], kv_heads: usize) -> Result<[i16; MAX_KV_HEADS + 1]> {
+    let mut first = [0; MAX_KV_HEADS + 1];
+    let groups = (0..kv_heads).map(|head| kv_head_of.iter().filter(|&&of| of == head).count());
+    let ascending = kv_head_of.is_sorted() && kv_head_of.iter().all(|&head| head < kv_heads);
+    let largest = groups.clone().max().unwrap_or(0);
+    if kv_heads > MAX_KV_HEADS || largest > MAX_GROUP || !ascending {
+        return Err(mismatch(
+            "attention",
+            format!(
+                "heads {kv_head_of:?} of {kv_heads}: at most {MAX_GROUP} in a row for each of {MAX_KV_HEADS}"
+            ),
+        ));
+    }
+    let mut heads = 0;
+    for (head, group) in groups.enumerate() {
+        heads += group as i16;
+        first[head + 1] = heads;
+    }
+    Ok(first)
+}
+
+impl Cuda {
+    /// Attention of each row's queries over the cache.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an attention call has that many inputs"
+    )]
+    pub(super) fn attend(
+        &self,
+        qkv: &Buffer,
+        rows: &Rows,
+        kv_head_of: &[usize],
+        window: Option<usize>,
+        layer: usize,
+        kv: &Kv,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (op, heads) = ("attention", kv_head_of.len());
+        let KvLayout {
+            kv_heads, head_dim, ..
+        } = kv.layout;
+        let width = (heads + 2 * kv_heads) * head_dim;
+        want(op, "qkv", qkv, Element::F32, rows.len() * width)?;
+        want(op, "out", out, kv.element, rows.len() * heads * head_dim)?;
+        kv.check(op, layer, rows)?;
+        // The work list was made for the window of the limits.
+        if window != rows.limits().window || window == Some(0) {
+            return Err(mismatch(op, format!("window {window:?}")));
+        }
+        let layout = rows.layout();
+        let partials = layout.split_items() * heads;
+        let workspace = self.workspace(partials * (head_dim + 2) * 4)?;
+        let attention = Attention {
+            rows: rows.argument(),
+            qkv: qkv.memory.address(),
+            layer: kv.layer(layer),
+            out: out.memory.address(),
+            partials: workspace,
+            partial_scales: workspace + (partials * head_dim * 4) as u64,
+            item_count: rows.word(layout.item_count()),
+            items: rows.word(layout.items()),
+            first_item: rows.word(layout.first_items()),
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            window: window.map_or(0, |window| i32::try_from(window).unwrap_or(i32::MAX)),
+            scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            first_head: first_heads(kv_head_of, kv_heads)?,
+        };
+        let suffix = kv.element.suffix();
+        let blocks = self.multiprocessors * ATTENTION_BLOCKS;
+        let name = format!("attention_{head_dim}_{suffix}");
+        self.launch(&name, [blocks, 1, 1], [128, 1], 0, true, &[&attention])?;
+        let name = format!("attention_merge_{suffix}");
+        let grid = [rows.len(), heads, 1];
+        self.launch(&name, grid, [head_dim, 1], 0, true, &[&attention])
+    }
+}

@@ -1,0 +1,474 @@
+//! The CUDA backend of the backbone: weights and activations in `bf16` (or `f32`, to compare with references), sums in
+//! `f32`.
+//!
+//! The kernels are in `kernels/`, one file an operation; what they reduce, and in which order, is written there. Everything
+//! of a device happens on one stream. Operations only launch; a step that does nothing else is recorded as a graph the
+//! second time a step of its shape comes, and played from then on.
+
+mod attention;
+mod driver;
+mod kernels;
+mod kv;
+mod matrix;
+mod plan;
+mod sample;
+mod step;
+mod transformer;
+mod upload;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::ThreadId,
+};
+
+pub use kv::Kv;
+pub use matrix::{Matrix, Table};
+pub use step::Rows;
+
+use driver::{Context, Event, Memory, Stream};
+use kernels::{Argument, Kernels};
+use upload::Uploader;
+
+use crate::{
+    Error, Result,
+    checkpoint::HostTensor,
+    ops::{Device, MatrixPart},
+};
+
+/// Types of weights, activations and cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// All in `bf16`.
+    Bf16,
+    /// All in `f32`, without tensor cores.
+    F32,
+}
+
+/// Changes whenever a kernel's results may.
+const KERNELS_VERSION: u32 = 1;
+
+/// One GPU.
+#[derive(Debug)]
+pub struct Cuda {
+    // Dropped in this order.
+    kernels: Kernels,
+    uploader: Mutex<Uploader>,
+    workspaces: Mutex<HashMap<ThreadId, Vec<Memory>>>,
+    frequencies: Mutex<Vec<(u64, usize, Memory)>>,
+    profile: Mutex<Option<Vec<(String, Event, Event)>>>,
+    stream: Stream,
+    context: Arc<Context>,
+    precision: Precision,
+    /// Whether a kernel is set up while the one before it ends.
+    dependent: bool,
+    multiprocessors: usize,
+    capability: (usize, usize),
+}
+
+/// Element type of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// How kernels over it are called.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Activations on the device.
+#[derive(Debug)]
+pub struct Buffer {
+    memory: Memory,
+    len: usize,
+    element: Element,
+}
+
+/// Per-channel parameters on the device, in `f32`.
+#[derive(Debug)]
+pub struct Vector {
+    memory: Memory,
+    len: usize,
+}
+
+/// Poisoning says nothing about what these locks guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses a call of `op` unless `got >= needed`.
+fn need(op: &str, what: &str, got: usize, needed: usize) -> Result<()> {
+    if got >= needed {
+        return Ok(());
+    }
+    Err(mismatch(
+        op,
+        format!("{what} has {got} values, {needed} needed"),
+    ))
+}
+
+/// A call of `op` that cannot be.
+fn mismatch(op: &str, reason: String) -> Error {
+    Error::Unsupported {
+        what: op.to_owned(),
+        reason,
+    }
+}
+
+/// Refuses a buffer of another type, or with fewer values.
+fn want(op: &str, what: &str, buffer: &Buffer, element: Element, len: usize) -> Result<()> {
+    if buffer.element != element {
+        return Err(mismatch(
+            op,
+            format!("{what} is {:?}, not {element:?}", buffer.element),
+        ));
+    }
+    need(op, what, buffer.len, len)
+}
+
+impl Cuda {
+    /// GPU `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there is no driver or no such GPU, or if it is older than the kernels.
+    pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
+        use cudarc::driver::sys::CUdevice_attribute as Attribute;
+        let context = Context::open(ordinal)?;
+        let of = |attribute| context.attribute(attribute);
+        let major = of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < 8 {
+            return Err(Error::Unsupported {
+                what: format!("GPU {ordinal} ({})", context.name()?),
+                reason: format!("compute capability {major}.{minor}; 8.0 or later is needed"),
+            });
+        }
+        let stream = Stream::new(&context)?;
+        Ok(Self {
+            kernels: Kernels::load(
+                &context,
+                of(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            )?,
+            uploader: Mutex::new(Uploader::default()),
+            workspaces: Mutex::default(),
+            frequencies: Mutex::default(),
+            profile: Mutex::default(),
+            multiprocessors: of(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            stream,
+            precision,
+            dependent: major >= 9,
+            capability: (major, minor),
+            context,
+        })
+    }
+
+    /// Whether a kernel may be set up while the one before it ends (where the GPU can do that).
+    #[must_use]
+    pub fn with_dependent_launch(mut self, dependent: bool) -> Self {
+        self.dependent &= dependent;
+        self
+    }
+
+    /// The GPU's name.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] with what the driver says.
+    pub fn name(&self) -> Result<String> {
+        self.context.name()
+    }
+
+    /// What decides about the bits of a result: the GPU's generation, the types, the kernels.
+    pub fn numerics(&self) -> String {
+        let (major, minor) = self.capability;
+        let types = self.element().suffix();
+        format!("{types}-cuda-{major}.{minor}-{KERNELS_VERSION}")
+    }
+
+    /// Free and total bytes of the GPU.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] with what the driver says.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.memory()
+    }
+
+    /// Types of weights and activations.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Waits for everything that was launched.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] with what the driver says.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.wait()
+    }
+
+    /// The time of every kernel that `work` launches (one at a time, nothing recorded): names and milliseconds, in order.
+    ///
+    /// # Errors
+    /// As `work`.
+    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<(String, f32)>> {
+        *lock(&self.profile) = Some(Vec::new());
+        let worked = work().and_then(|()| self.stream.wait());
+        let events = lock(&self.profile).take().unwrap_or_default();
+        worked?;
+        let time = |(name, start, end): (String, Event, Event)| Ok((name, end.since(&start)?));
+        events.into_iter().map(time).collect()
+    }
+
+    /// Milliseconds that what `work` launches takes on the device, one thing after the other.
+    ///
+    /// # Errors
+    /// As `work`.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
+        let (start, end) = (Event::timed(&self.context)?, Event::timed(&self.context)?);
+        self.stream.record_event(&start)?;
+        work()?;
+        self.stream.record_event(&end)?;
+        self.stream.wait()?;
+        end.since(&start)
+    }
+
+    /// Bytes a second that reading a buffer larger than any cache moves: the median of `times`.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] if there is no memory for it.
+    pub fn read_bandwidth(&self, bytes: usize, times: usize) -> Result<f64> {
+        let memory = Memory::new(&self.context, bytes / 16 * 16, "measuring the bandwidth")?;
+        let out = Memory::new(&self.context, 4, "measuring the bandwidth")?;
+        // Every word other than the last: memory that is all alike may be read faster.
+        let pattern: Vec<u32> = (0..1u32 << 20)
+            .map(|i| i.wrapping_mul(0x9e37_79b9))
+            .collect();
+        for offset in (0..memory.bytes()).step_by(pattern.len() * 4) {
+            let len = pattern.len().min((memory.bytes() - offset) / 4);
+            self.stream.upload(&pattern[..len], &memory, offset)?;
+        }
+        let mut rates = Vec::new();
+        for _ in 0..times.max(1) {
+            let milliseconds = self.time(|| {
+                self.launch(
+                    "stream_read",
+                    [self.multiprocessors * 4, 1, 1],
+                    [512, 1],
+                    0,
+                    false,
+                    &[&memory.address(), &(memory.bytes() / 16), &out.address()],
+                )
+            })?;
+            rates.push(memory.bytes() as f64 / f64::from(milliseconds) * 1e3);
+        }
+        rates.sort_by(f64::total_cmp);
+        Ok(rates[rates.len() / 2])
+    }
+
+    /// The type of weights and of what products read.
+    fn element(&self) -> Element {
+        match self.precision {
+            Precision::Bf16 => Element::Bf16,
+            Precision::F32 => Element::F32,
+        }
+    }
+
+    fn typed(&self, len: usize, element: Element) -> Result<Buffer> {
+        let memory = Memory::new(&self.context, len * element.size(), "activations")?;
+        self.stream.zero(&memory)?;
+        Ok(Buffer {
+            memory,
+            len,
+            element,
+        })
+    }
+
+    /// `bytes` bytes for use by the calling thread's next operation (ranks on other threads may launch in between).
+    /// Recorded steps keep what they were recorded with, so nothing is ever given back.
+    fn workspace(&self, bytes: usize) -> Result<cudarc::driver::sys::CUdeviceptr> {
+        let mut workspaces = lock(&self.workspaces);
+        let own = workspaces.entry(std::thread::current().id()).or_default();
+        match own.last() {
+            Some(last) if last.bytes() >= bytes => Ok(last.address()),
+            _ => {
+                let memory = Memory::new(&self.context, bytes, "partial sums")?;
+                let address = memory.address();
+                own.push(memory);
+                Ok(address)
+            }
+        }
+    }
+
+    /// Launches a kernel; `waits` says that it begins with `wait_previous`, so that it may be set up early.
+    fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 3],
+        block: [usize; 2],
+        shared: usize,
+        waits: bool,
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let size = driver::Grid {
+            grid,
+            block,
+            shared,
+        };
+        let function = self.kernels.get(name)?;
+        let mut profile = lock(&self.profile);
+        let dependent = waits && self.dependent && profile.is_none();
+        let start = match &*profile {
+            None => None,
+            Some(_) => {
+                let start = Event::timed(&self.context)?;
+                self.stream.record_event(&start)?;
+                Some(start)
+            }
+        };
+        kernels::launch(&self.stream, name, function, size, dependent, arguments)?;
+        if let (Some(events), Some(start)) = (&mut *profile, start) {
+            let end = Event::timed(&self.context)?;
+            self.stream.record_event(&end)?;
+            events.push((name.to_owned(), start, end));
+        }
+        Ok(())
+    }
+
+    /// Blocks of 256 threads that keep the GPU busy with `items` items.
+    fn blocks(&self, items: usize) -> usize {
+        items.div_ceil(256).min(self.multiprocessors * 8).max(1)
+    }
+}
+
+impl Device for Cuda {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vector;
+
+    fn buffer(&self, len: usize) -> Result<Buffer> {
+        self.typed(len, Element::F32)
+    }
+
+    fn upload(&self, values: &[f32]) -> Result<Buffer> {
+        let mut buffer = self.buffer(values.len())?;
+        self.write(values, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
+        self.read(buffer, buffer.len)
+    }
+
+    fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
+        need("read", "buffer", buffer.len, len)?;
+        let mut values = vec![0.0; len];
+        if buffer.element == Element::F32 {
+            self.stream.download(&buffer.memory, 0, &mut values)?;
+            return Ok(values);
+        }
+        let wide = self.buffer(len)?;
+        let arguments: [&dyn Argument; 3] = [
+            &buffer.memory.address(),
+            &wide.memory.address(),
+            &(len as i32),
+        ];
+        self.launch(
+            "widen",
+            [self.blocks(len), 1, 1],
+            [256, 1],
+            0,
+            false,
+            &arguments,
+        )?;
+        self.stream.download(&wide.memory, 0, &mut values)?;
+        Ok(values)
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<()> {
+        need("write", "buffer", buffer.len, values.len())?;
+        if buffer.element == Element::F32 {
+            return self.stream.upload(values, &buffer.memory, 0);
+        }
+        let wide = self.upload(values)?;
+        let len = values.len();
+        let arguments: [&dyn Argument; 3] = [
+            &wide.memory.address(),
+            &buffer.memory.address(),
+            &(len as i32),
+        ];
+        self.launch(
+            "narrow",
+            [self.blocks(len), 1, 1],
+            [256, 1],
+            0,
+            false,
+            &arguments,
+        )
+    }
+
+    fn copy_rows(
+        &self,
+        src: &Buffer,
+        src_row: usize,
+        dst: &mut Buffer,
+        dst_row: usize,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
+        need("copy_rows", "src", src.len, (src_row + rows) * width)?;
+        need("copy_rows", "dst", dst.len, (dst_row + rows) * width)?;
+        if src.element != dst.element {
+            return Err(mismatch("copy_rows", "buffers of two types".into()));
+        }
+        let bytes = |values: usize| values * src.element.size();
+        self.stream.copy(
+            &src.memory,
+            bytes(src_row * width),
+            &dst.memory,
+            bytes(dst_row * width),
+            bytes(rows * width),
+        )
+    }
+
+    fn matrix(&self, parts: &[MatrixPart]) -> Result<Matrix> {
+        let cols = parts.first().map_or(0, |part| part.cols.len());
+        Matrix::new(self, parts, matrix::Chunks::of_columns(cols))
+    }
+
+    fn vector(&self, parts: &[HostTensor]) -> Result<Vector> {
+        let values: Vec<f32> = parts.iter().flat_map(HostTensor::to_f32).collect();
+        let memory = Memory::new(&self.context, values.len() * 4, "parameters")?;
+        self.stream.upload(&values, &memory, 0)?;
+        Ok(Vector {
+            memory,
+            len: values.len(),
+        })
+    }
+
+    fn linear(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        bias: Option<&Vector>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.product(x, rows, w, bias, out)
+    }
+}

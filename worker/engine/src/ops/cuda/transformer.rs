@@ -1,0 +1,360 @@
+//! [`TransformerOps`] of CUDA: sizes are checked here, kernels are elsewhere.
+
+use std::ops::Range;
+
+use super::{
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Table, Vector, kernels::Argument, mismatch, need, want,
+};
+use crate::{
+    Result,
+    ops::{
+        KvLayout, MatrixPart, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
+        VocabularyPart,
+    },
+    sampling::Drawn,
+    schedule::Mode,
+};
+
+/// Threads of a norm's block.
+const NORM_THREADS: usize = 512;
+
+/// `struct Vocabulary` of `kernels/step.cu`.
+#[repr(C)]
+struct Vocabulary {
+    text_first: i32,
+    text_len: i32,
+    image_first: i32,
+    image_len: i32,
+}
+
+#[allow(unsafe_code)]
+mod layouts {
+    // SAFETY: fields and order are those of the kernels' structs.
+    unsafe impl super::Argument for super::Vocabulary {}
+}
+
+impl Cuda {
+    #[expect(clippy::too_many_arguments, reason = "a norm with its addition")]
+    fn residual_norm(
+        &self,
+        h: &Buffer,
+        delta: Option<(&Buffer, bool)>,
+        rows: &Rows,
+        weight: u64,
+        eps: f32,
+        width: usize,
+        out: Option<&Buffer>,
+    ) -> Result<()> {
+        let (op, len) = ("residual_rms_norm", rows.len() * width);
+        want(op, "h", h, Element::F32, len)?;
+        if let Some((delta, _)) = delta {
+            want(op, "delta", delta, Element::F32, len)?;
+        }
+        let suffix = match out {
+            Some(out) => {
+                need(op, "out", out.len, len)?;
+                out.element.suffix()
+            }
+            None => Element::F32.suffix(),
+        };
+        let arguments: [&dyn Argument; 8] = [
+            &rows.argument(),
+            &h.memory.address(),
+            &delta.map_or(0, |(delta, _)| delta.memory.address()),
+            &i32::from(delta.is_some_and(|(_, multimodal_only)| multimodal_only)),
+            &weight,
+            &eps,
+            &(width as i32),
+            &out.map_or(0, |out| out.memory.address()),
+        ];
+        let name = format!("residual_norm_{suffix}");
+        self.launch(
+            &name,
+            [rows.len(), 1, 1],
+            [NORM_THREADS, 1],
+            0,
+            true,
+            &arguments,
+        )
+    }
+}
+
+impl TransformerOps for Cuda {
+    type Kv = Kv;
+    type Table = Table;
+    type Rows = Rows;
+
+    const IN_FLIGHT: usize = 3;
+
+    fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
+        Kv::new(self, layout)
+    }
+
+    fn table(&self, parts: &[MatrixPart]) -> Result<Table> {
+        Table::new(self, parts)
+    }
+
+    fn matrix_in_chunks(&self, part: &MatrixPart, chunks: &[Range<usize>]) -> Result<Matrix> {
+        Matrix::in_chunks(self, part, chunks)
+    }
+
+    fn activations(&self, len: usize) -> Result<Buffer> {
+        self.typed(len, self.element())
+    }
+
+    fn rows(&self, limits: &StepLimits) -> Result<Rows> {
+        // Whoever wants rows has all weights.
+        self.finish_loading()?;
+        Rows::new(self, limits)
+    }
+
+    fn begin(&self, plan: &StepPlan, rows: &mut Rows) -> Result<()> {
+        rows.begin(self, plan)
+    }
+
+    fn run(&self, rows: &mut Rows, replayable: bool, work: &mut StepWork<'_, Rows>) -> Result<()> {
+        rows.run(self, replayable, work)
+    }
+
+    fn drawn(&self, rows: &mut Rows) -> Result<Vec<Option<Drawn>>> {
+        rows.collect()
+    }
+
+    fn forget(&self, rows: &mut Rows) -> Result<()> {
+        rows.forget(self)
+    }
+
+    fn embed(
+        &self,
+        table: &Table,
+        part: &VocabularyPart,
+        rows: &Rows,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        want("embed", "out", out, Element::F32, rows.len() * table.width)?;
+        let vocabulary = Vocabulary {
+            text_first: part.text.start as i32,
+            text_len: part.text.len() as i32,
+            image_first: part.multimodal.start as i32,
+            image_len: part.multimodal.len() as i32,
+        };
+        let arguments: [&dyn Argument; 5] = [
+            &rows.argument(),
+            &table.memory.address(),
+            &vocabulary,
+            &(table.width as i32),
+            &out.memory.address(),
+        ];
+        let name = format!("embed_{}", table.element.suffix());
+        self.launch(&name, [rows.len(), 1, 1], [256, 1], 0, true, &arguments)
+    }
+
+    fn final_norm(
+        &self,
+        h: &Buffer,
+        weights: (&Vector, &Vector),
+        rows: &Rows,
+        mode: Mode,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (op, width, picked) = ("final_norm", weights.0.len, rows.picked(mode));
+        want(op, "h", h, Element::F32, rows.len() * width)?;
+        need(op, "out", out.len, picked * width)?;
+        need(op, "second weight", weights.1.len, width)?;
+        let arguments: [&dyn Argument; 8] = [
+            &rows.argument(),
+            &rows.word(rows.layout().picked(mode)),
+            &h.memory.address(),
+            &weights.0.memory.address(),
+            &weights.1.memory.address(),
+            &eps,
+            &(width as i32),
+            &out.memory.address(),
+        ];
+        let name = format!("final_norm_{}", out.element.suffix());
+        self.launch(
+            &name,
+            [picked, 1, 1],
+            [NORM_THREADS, 1],
+            0,
+            true,
+            &arguments,
+        )
+    }
+
+    fn residual_rms_norm(
+        &self,
+        h: &mut Buffer,
+        delta: Option<(&Buffer, bool)>,
+        rows: &Rows,
+        weight: &Vector,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let (address, width) = (weight.memory.address(), weight.len);
+        self.residual_norm(h, delta, rows, address, eps, width, Some(out))
+    }
+
+    fn residual(
+        &self,
+        h: &mut Buffer,
+        delta: &Buffer,
+        rows: &Rows,
+        width: usize,
+        multimodal_only: bool,
+    ) -> Result<()> {
+        self.residual_norm(h, Some((delta, multimodal_only)), rows, 0, 0.0, width, None)
+    }
+
+    fn rope_append(
+        &self,
+        qkv: &mut Buffer,
+        heads: usize,
+        rows: &Rows,
+        theta: f64,
+        layer: usize,
+        kv: &mut Kv,
+    ) -> Result<()> {
+        self.rope_and_append(qkv, heads, rows, theta, layer, kv)
+    }
+
+    fn attention(
+        &self,
+        qkv: &Buffer,
+        rows: &Rows,
+        kv_head_of: &[usize],
+        window: Option<usize>,
+        layer: usize,
+        kv: &Kv,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.attend(qkv, rows, kv_head_of, window, layer, kv, out)
+    }
+
+    fn silu_mul(
+        &self,
+        gate_up: &Buffer,
+        rows: usize,
+        width: usize,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let element = out.element;
+        want("silu_mul", "gate_up", gate_up, element, 2 * rows * width)?;
+        need("silu_mul", "out", out.len, rows * width)?;
+        let arguments: [&dyn Argument; 4] = [
+            &gate_up.memory.address(),
+            &(rows as i32),
+            &(width as i32),
+            &out.memory.address(),
+        ];
+        let (name, values) = match (element, width.is_multiple_of(8)) {
+            (Element::F32, _) => ("silu_mul_f32", 1),
+            (Element::Bf16, true) => ("silu_mul_bf16", 8),
+            (Element::Bf16, false) => ("silu_mul_odd_bf16", 1),
+        };
+        let grid = [self.blocks(rows * width / values), 1, 1];
+        self.launch(name, grid, [256, 1], 0, true, &arguments)
+    }
+
+    fn linear_chunked(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        chunks: &[Range<usize>],
+        out: &mut Buffer,
+    ) -> Result<()> {
+        if !w.has_chunks(chunks) {
+            return Err(mismatch(
+                "linear_chunked",
+                format!("the weight was not made for chunks {chunks:?}"),
+            ));
+        }
+        self.product(x, rows, w, None, out)
+    }
+
+    fn tree_sum(&self, parts: &[Buffer], len: usize, out: &mut Buffer) -> Result<()> {
+        want("tree_sum", "out", out, Element::F32, len)?;
+        for part in parts {
+            want("tree_sum", "part", part, Element::F32, len)?;
+        }
+        if !parts.len().is_power_of_two() {
+            return Err(mismatch("tree_sum", format!("{} parts", parts.len())));
+        }
+        if let [only] = parts {
+            return self.stream.copy(&only.memory, 0, &out.memory, 0, len * 4);
+        }
+        // Sums of neighbours, level by level, into the left one's place in the workspace.
+        let workspace = self.workspace(parts.len() / 2 * len * 4)?;
+        let place = |index: usize| workspace + (index * len * 4) as u64;
+        let mut level: Vec<u64> = parts.iter().map(|part| part.memory.address()).collect();
+        while level.len() > 1 {
+            let last = level.len() == 2;
+            for pair in 0..level.len() / 2 {
+                let to = if last {
+                    out.memory.address()
+                } else {
+                    place(pair)
+                };
+                let arguments: [&dyn Argument; 4] =
+                    [&level[2 * pair], &level[2 * pair + 1], &(len as i32), &to];
+                self.launch(
+                    "add",
+                    [self.blocks(len), 1, 1],
+                    [256, 1],
+                    0,
+                    true,
+                    &arguments,
+                )?;
+                level[pair] = to;
+            }
+            level.truncate(level.len() / 2);
+        }
+        Ok(())
+    }
+
+    fn concat_columns(
+        &self,
+        parts: &[Buffer],
+        widths: &[usize],
+        rows: usize,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let width: usize = widths.iter().sum();
+        want("concat_columns", "out", out, Element::F32, rows * width)?;
+        need("concat_columns", "parts", parts.len(), widths.len())?;
+        let mut column = 0;
+        for (part, &part_width) in parts.iter().zip(widths) {
+            want(
+                "concat_columns",
+                "part",
+                part,
+                Element::F32,
+                rows * part_width,
+            )?;
+            for row in 0..rows {
+                let (from, to) = (row * part_width * 4, (row * width + column) * 4);
+                self.stream
+                    .copy(&part.memory, from, &out.memory, to, part_width * 4)?;
+            }
+            column += part_width;
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        logits: &Buffer,
+        vocab: Range<u32>,
+        suppressed: &[u32],
+        mode: Mode,
+        rows: &mut Rows,
+    ) -> Result<()> {
+        self.draw(logits, vocab, suppressed, mode, rows)
+    }
+
+    fn read_kv(&self, kv: &Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        kv.read(self, layer, block)
+    }
+}

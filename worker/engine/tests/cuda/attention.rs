@@ -1,0 +1,172 @@
+//! Rotary embedding, cache and attention: against the CPU's, and the same bits in every tiling.
+
+use std::ops::Range;
+
+use xomni_engine::ops::{Device, KvLayout, StepLimits, TransformerOps, cpu::Cpu, cuda::Precision};
+
+use crate::support::*;
+
+/// Query heads of each K/V head, and channels a head.
+type Heads = (&'static [usize], usize);
+
+const GROUP_OF_SEVEN: Heads = (&[0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1], 128);
+const UNEVEN: Heads = (&[0, 0, 0, 1], 64);
+const TINY: Heads = (&[0, 0, 0, 0, 1, 1, 1, 1], 16);
+
+/// Rows by sequence and positions.
+type Work<'a> = &'a [(u32, Range<u32>)];
+
+/// Runs the steps in turn; returns the attention of the rows of the last and the cached block of its first row.
+fn run<O: TransformerOps>(
+    ops: &O,
+    (kv_head_of, head_dim): Heads,
+    window: Option<usize>,
+    steps: &[Work<'_>],
+) -> (Vec<f32>, Vec<f32>) {
+    let layout = KvLayout {
+        layers: 2,
+        kv_heads: 2,
+        head_dim,
+        blocks: 400,
+        block_size: 16,
+    };
+    let width = (kv_head_of.len() + 4) * head_dim;
+    let limits = StepLimits { window, ..LIMITS };
+    let mut kv = ops.kv_cache(layout).unwrap();
+    let mut rows = ops.rows(&limits).unwrap();
+    let most = LIMITS.max_rows;
+    let mut qkv = ops.buffer(most * width).unwrap();
+    let mut out = ops.activations(most * kv_head_of.len() * head_dim).unwrap();
+    let (mut attended, mut block) = (Vec::new(), 0);
+    for (number, work) in steps.iter().enumerate() {
+        let all: Vec<_> = work
+            .iter()
+            .flat_map(|(slot, positions)| positions.clone().map(|p| (*slot, p, 0)))
+            .collect();
+        let mut plan = plan(&all);
+        if number == 0 {
+            let table = |slot: u32| (0..100).map(|n| (slot * 100 + n) * 71 % 400).collect();
+            plan.admitted = (0..3).map(|slot| (slot, table(slot))).collect();
+        }
+        let values: Vec<f32> = all
+            .iter()
+            .flat_map(|&(slot, position, _)| noise(u64::from(slot * 5000 + position + 1), width))
+            .collect();
+        block = (all[0].0 * 100 + all[0].1 / 16) * 71 % 400;
+        ops.begin(&plan, &mut rows).unwrap();
+        ops.write(&values, &mut qkv).unwrap();
+        ops.run(&mut rows, false, &mut |rows| {
+            ops.rope_append(&mut qkv, kv_head_of.len(), rows, 1e4, 1, &mut kv)?;
+            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, &mut out)
+        })
+        .unwrap();
+        ops.drawn(&mut rows).unwrap();
+        attended = ops
+            .read(&out, all.len() * kv_head_of.len() * head_dim)
+            .unwrap();
+    }
+    let (mut keys, values) = ops.read_kv(&kv, 1, block).unwrap();
+    keys.extend(values);
+    (attended, keys)
+}
+
+#[test]
+fn attention_is_that_of_the_cpu() {
+    let _gpu = alone();
+    let steps: &[Work<'_>] = &[
+        &[(0, 0..500), (1, 0..3)],
+        &[(0, 500..1000)],
+        &[(2, 0..1), (0, 1000..1004), (1, 3..5)],
+        &[(1, 5..6), (0, 1004..1006), (2, 1..2)],
+    ];
+    for heads in [GROUP_OF_SEVEN, UNEVEN, TINY] {
+        for window in [None, Some(1), Some(5), Some(300)] {
+            let want = run(&Cpu::new(), heads, window, steps);
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 8e-3)] {
+                let got = run(&gpu(precision), heads, window, steps);
+                let what = format!(
+                    "{} heads of {}, window {window:?}, {precision:?}",
+                    heads.0.len(),
+                    heads.1
+                );
+                assert_close(&what, &got.0, &want.0, tolerance);
+                assert_close("cache", &got.1, &want.1, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_attends_alike_in_any_step() {
+    let _gpu = alone();
+    for heads in [GROUP_OF_SEVEN, TINY] {
+        let width = heads.0.len() * heads.1;
+        for precision in [Precision::Bf16, Precision::F32] {
+            let cuda = gpu(precision);
+            let first: Work<'_> = &[(0, 0..500)];
+            // Enough rows to be one item each; then the same rows as splits.
+            let whole = run(&cuda, heads, None, &[first, &[(0, 500..1000), (1, 0..20)]]).0;
+            for start in [500, 511, 767, 768, 990] {
+                let end = 1000.min(start + 9);
+                let few = run(
+                    &cuda,
+                    heads,
+                    None,
+                    &[first, &[(0, 500..start)], &[(2, 0..7), (0, start..end)]]
+                        .into_iter()
+                        .filter(|work| !work[0].1.is_empty())
+                        .collect::<Vec<_>>(),
+                )
+                .0;
+                let same = &whole[(start as usize - 500) * width..(end as usize - 500) * width];
+                assert_same_bits(
+                    &format!("{precision:?} from {start}"),
+                    &few[7 * width..],
+                    same,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_another_sequence_left_behind_is_not_read() {
+    let _gpu = alone();
+    let cuda = gpu(Precision::Bf16);
+    let layout = KvLayout {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 64,
+        blocks: 4,
+        block_size: 16,
+    };
+    let width = 3 * 64;
+    let run = |spoilt: bool| {
+        let mut kv = cuda.kv_cache(layout).unwrap();
+        let mut rows = cuda.rows(&LIMITS).unwrap();
+        let mut qkv = cuda.buffer(LIMITS.max_rows * width).unwrap();
+        let mut out = cuda.activations(LIMITS.max_rows * 64).unwrap();
+        for (slot, length, value) in [(0, 16, f32::NAN), (1, 5, 0.0)] {
+            if slot == 0 && !spoilt {
+                continue;
+            }
+            let all: Vec<_> = (0..length).map(|p| (slot, p, 0)).collect();
+            let mut plan = plan(&all);
+            plan.admitted = vec![(slot, vec![2].into())];
+            let values: Vec<f32> = noise(9, all.len() * width)
+                .iter()
+                .map(|v| v + value)
+                .collect();
+            cuda.begin(&plan, &mut rows).unwrap();
+            cuda.write(&values, &mut qkv).unwrap();
+            cuda.run(&mut rows, false, &mut |rows| {
+                cuda.rope_append(&mut qkv, 1, rows, 1e4, 0, &mut kv)?;
+                cuda.attention(&qkv, rows, &[0], None, 0, &kv, &mut out)
+            })
+            .unwrap();
+            cuda.drawn(&mut rows).unwrap();
+        }
+        cuda.read(&out, 5 * 64).unwrap()
+    };
+    assert_same_bits("a used block", &run(true), &run(false));
+}

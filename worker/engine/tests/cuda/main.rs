@@ -1,0 +1,10 @@
+//! The CUDA backend against the CPU backend, against golden data, and bit for bit against itself. Needs a GPU. The
+//! binary can be carried to a machine without Rust; `XOMNI_GOLDEN` then names the fixture `tests/golden/xomni-tiny`.
+
+mod attention;
+mod backbone;
+mod golden;
+mod products;
+mod rows;
+mod sampling;
+mod support;

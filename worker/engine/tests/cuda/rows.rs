@@ -1,0 +1,83 @@
+//! Embedding, norms and silu·mul against the CPU's.
+
+use xomni_engine::{
+    ops::{MatrixPart, TransformerOps, VocabularyPart, cpu::Cpu, cuda::Precision},
+    schedule::Mode,
+};
+
+use crate::support::*;
+
+/// Everything that the small operations make of some rows.
+fn small_operations<O: TransformerOps>(ops: &O, count: u32, width: usize) -> Vec<Vec<f32>> {
+    let rows: Vec<_> = (0..count).map(|r| (r % 3, r / 3, r * 37 % 140)).collect();
+    let mut plan = plan(&rows);
+    plan.admitted = (0..3).map(|slot| (slot, vec![slot; 128].into())).collect();
+    plan.picked.image = (0..count).rev().step_by(2).collect();
+    let picked = plan.picked.image.len();
+    let mut rows = ops.rows(&LIMITS).unwrap();
+    ops.begin(&plan, &mut rows).unwrap();
+
+    // Room for the rows that a device adds.
+    let (most, used) = (LIMITS.max_rows, count as usize * width);
+    let mut results = Vec::new();
+    let mut h = ops.buffer(most * width).unwrap();
+    let mut delta = ops.buffer(most * width).unwrap();
+    let mut out = ops.activations(most * width).unwrap();
+    ops.write(&noise(3, used), &mut delta).unwrap();
+    let vector = |seed| ops.vector(&[tensor(&[width], seed)]).unwrap();
+    let table = ops
+        .table(&[
+            MatrixPart {
+                rows: 10..100,
+                ..MatrixPart::whole(tensor(&[100, width], 4))
+            },
+            MatrixPart {
+                rows: 0..30,
+                ..MatrixPart::whole(tensor(&[40, width], 5))
+            },
+        ])
+        .unwrap();
+    let part = VocabularyPart {
+        text: 10..100,
+        multimodal: 0..30,
+        text_vocab: 100,
+    };
+    let (a, b) = (vector(6), vector(7));
+    ops.run(&mut rows, false, &mut |rows| {
+        ops.embed(&table, &part, rows, &mut h)?;
+        results.push(ops.read(&h, used)?);
+        ops.residual_rms_norm(&mut h, Some((&delta, true)), rows, &a, 1e-6, &mut out)?;
+        results.push(ops.read(&h, used)?);
+        results.push(ops.read(&out, used)?);
+        ops.residual_rms_norm(&mut h, None, rows, &b, 1e-6, &mut out)?;
+        results.push(ops.read(&out, used)?);
+        ops.residual(&mut h, &delta, rows, width, false)?;
+        results.push(ops.read(&h, used)?);
+        ops.final_norm(&h, (&a, &b), rows, Mode::Image, 1e-6, &mut out)?;
+        results.push(ops.read(&out, picked * width)?);
+        Ok(())
+    })
+    .unwrap();
+    let mut gate_up = ops.activations(2 * used).unwrap();
+    let scaled: Vec<f32> = noise(8, 2 * used).iter().map(|v| v * 8.0).collect();
+    ops.write(&scaled, &mut gate_up).unwrap();
+    ops.silu_mul(&gate_up, count as usize, width, &mut out)
+        .unwrap();
+    results.push(ops.read(&out, used).unwrap());
+    results
+}
+
+#[test]
+fn small_operations_are_those_of_the_cpu() {
+    let _gpu = alone();
+    for (count, width) in [(1, 8), (5, 50), (37, 1000), (130, 3584)] {
+        let want = small_operations(&Cpu::new(), count, width);
+        for (precision, tolerance) in [(Precision::F32, 2e-6), (Precision::Bf16, 4e-3)] {
+            let got = small_operations(&gpu(precision), count, width);
+            for (number, (got, want)) in got.iter().zip(&want).enumerate() {
+                let what = format!("{count} rows of {width} {precision:?}, result {number}");
+                assert_close(&what, got, want, tolerance);
+            }
+        }
+    }
+}

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use xomni_engine::{
     checkpoint::{BackboneConfig, Weights, XOmniConfig},
     group::{GroupConfig, ThreadGroup},
-    ops::cpu::Cpu,
+    ops::{StepPlan, cpu::Cpu},
     sampling::SamplingParams,
-    schedule::{Event, Mode, OutputSpec, Request, RequestId, Scheduler, SchedulerConfig},
+    schedule::{
+        Event, Mode, OutputSpec, Request, RequestId, Scheduler, SchedulerConfig, TokenSource,
+    },
     text::Tokenizer,
 };
 
@@ -97,6 +99,7 @@ pub fn start_group(
         max_rows: limits.max_rows,
         blocks: limits.blocks,
         block_size: limits.block_size,
+        slots: limits.max_sequences,
         suppressed: vec![],
         keep_logits: true,
     };
@@ -149,6 +152,19 @@ pub fn run_arrivals(
             }
         }
     }
+}
+
+/// The step that runs all of `ids`, a new sequence in slot 0, and picks every row for `mode`.
+pub fn prefill(ids: &[u32], table: &[u32], mode: Mode) -> StepPlan {
+    let mut plan = StepPlan {
+        admitted: vec![(0, table.into())],
+        slots: vec![0; ids.len()],
+        tokens: ids.iter().map(|&id| TokenSource::Known(id)).collect(),
+        positions: (0..ids.len() as u32).collect(),
+        ..StepPlan::default()
+    };
+    *plan.picked.of_mut(mode) = plan.positions.clone();
+    plan
 }
 
 /// A request for one image output, unguided and greedy.

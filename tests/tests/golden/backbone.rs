@@ -6,14 +6,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use xomni_engine::{
     model::backbone::{Backbone, Stage},
-    ops::{Device, RowBatch, TransformerOps, cpu::Cpu},
+    ops::{Device, TransformerOps, cpu::Cpu},
     parallel::{Shard, local_group},
     sampling::draw::guide,
     schedule::Mode,
     text::Grid,
 };
 use xomni_tests::{
-    backbone::{Model, ROOMY, greedy_image},
+    backbone::{Model, ROOMY, greedy_image, prefill},
     golden::{Tensors, Tolerance, assert_close},
 };
 
@@ -98,18 +98,14 @@ fn check_layers(model: &Model, ids: &[u32], expected: &Tensors) {
     let blocks = length.div_ceil(BLOCK);
     let mut kv = backbone.kv_cache(blocks, BLOCK).expect("cache");
     let table: Vec<u32> = (0..blocks as u32).rev().collect();
-    let rows = RowBatch {
-        tokens: ids.to_vec(),
-        multimodal: ids
-            .iter()
-            .map(|&id| id as usize >= config.text_vocab)
-            .collect(),
-        positions: (0..length as u32).collect(),
-        tables_index: vec![0; length],
-        tables: vec![table.clone().into()],
-    };
-    let mask: Vec<u8> = rows.multimodal.iter().map(|&mm| u8::from(mm)).collect();
+    let mask: Vec<u8> = ids
+        .iter()
+        .map(|&id| u8::from(id as usize >= config.text_vocab))
+        .collect();
     assert_eq!(mask, expected.u8("mm_mask"));
+    let mut rows = backbone.rows(1, BLOCK).expect("rows");
+    ops.begin(&prefill(ids, &table, Mode::Image), &mut rows)
+        .expect("step");
 
     let mut seen = 0;
     let mut observe = |stage, hidden: Vec<f32>| {
@@ -143,18 +139,16 @@ fn check_layers(model: &Model, ids: &[u32], expected: &Tensors) {
         expected.assert_close(&format!("layer{layer}.v"), &gather(&values), Tolerance::F32);
     }
 
-    let all: Vec<usize> = (0..length).collect();
-    let normed = backbone.final_norm(&rows, &all).expect("norm");
-    let normed = ops.download(&normed).expect("download");
+    let normed = backbone.final_norm(&rows, Mode::Image).expect("norm");
+    let normed = ops.read(normed, length * config.hidden).expect("read");
     expected.assert_close("final_norm", &normed, Tolerance::F32);
-    let logits = backbone
-        .logits(&rows, &[length - 1], Mode::Image)
-        .expect("logits");
+    let logits = backbone.logits(&rows, Mode::Image).expect("logits");
+    let logits = ops.read(logits, length * config.image_vocab).expect("read");
     let range = backbone.vocabulary(Mode::Image);
     let full = expected.f32("last_logits");
     let possible = &full[range.start as usize..range.end as usize];
-    let logits = ops.download(&logits).expect("download");
-    assert_close("last_logits", &logits, possible, Tolerance::F32);
+    let last = &logits[(length - 1) * config.image_vocab..];
+    assert_close("last_logits", last, possible, Tolerance::F32);
     let masked = full
         .iter()
         .enumerate()

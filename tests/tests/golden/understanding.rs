@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use xomni_engine::{
     model::backbone::{Backbone, Stage},
-    ops::{Device, RowBatch, cpu::Cpu},
+    ops::{Device, TransformerOps, cpu::Cpu},
     parallel::{Shard, local_group},
     schedule::Mode,
     text::Document,
 };
 use xomni_tests::{
-    backbone::{Model, ROOMY, greedy_image},
+    backbone::{Model, ROOMY, greedy_image, prefill},
     golden::{Tolerance, assert_close},
 };
 
@@ -76,18 +76,15 @@ fn golden_04_understanding_prefill() {
     .expect("weights");
     let blocks = length.div_ceil(BLOCK);
     let mut kv = backbone.kv_cache(blocks, BLOCK).expect("cache");
-    let rows = RowBatch {
-        tokens: ids.clone(),
-        multimodal: ids
-            .iter()
-            .map(|&id| id as usize >= config.text_vocab)
-            .collect(),
-        positions: (0..length as u32).collect(),
-        tables_index: vec![0; length],
-        tables: vec![(0..blocks as u32).collect()],
-    };
-    let mask: Vec<u8> = rows.multimodal.iter().map(|&mm| u8::from(mm)).collect();
+    let table: Vec<u32> = (0..blocks as u32).collect();
+    let mask: Vec<u8> = ids
+        .iter()
+        .map(|&id| u8::from(id as usize >= config.text_vocab))
+        .collect();
     assert_eq!(mask, expected.u8("mm_mask"));
+    let mut rows = backbone.rows(1, BLOCK).expect("rows");
+    ops.begin(&prefill(ids, &table, Mode::Text), &mut rows)
+        .expect("step");
 
     let mut last = Vec::new();
     let mut observe = |stage, hidden: Vec<f32>| {
@@ -99,18 +96,15 @@ fn golden_04_understanding_prefill() {
         .forward(&rows, &mut kv, Some(&mut observe))
         .expect("forward");
     expected.assert_close("last_hidden_all_layers", &last, Tolerance::F32);
-    let all: Vec<usize> = (0..length).collect();
-    let normed = backbone.final_norm(&rows, &all).expect("norm");
-    let normed = ops.download(&normed).expect("download");
+    let normed = backbone.final_norm(&rows, Mode::Text).expect("norm");
+    let normed = ops.read(normed, length * config.hidden).expect("read");
     expected.assert_close("final_norm", &normed, Tolerance::F32);
-    let logits = backbone
-        .logits(&rows, &[length - 1], Mode::Text)
-        .expect("logits");
-    let logits = ops.download(&logits).expect("download");
+    let logits = backbone.logits(&rows, Mode::Text).expect("logits");
+    let logits = ops.read(logits, length * config.text_vocab).expect("read");
     let full = expected.f32("last_logits");
     assert_close(
         "last_logits",
-        &logits,
+        &logits[(length - 1) * config.text_vocab..],
         &full[..config.text_vocab],
         Tolerance::F32,
     );

@@ -67,7 +67,7 @@ impl Context {
     /// The context of GPU `ordinal`.
     pub(super) fn open(ordinal: usize) -> Result<Arc<Self>> {
         let refuse = |reason: String| Error::Unsupported {
-            what: "device cuda".into(),
+            what: "--device cuda".into(),
             reason,
         };
         // SAFETY: only looks for the library.
@@ -76,13 +76,16 @@ impl Context {
                 "this machine has no NVIDIA driver (libcuda.so)".into(),
             ));
         }
-        result::init().map_err(|error| refuse(format!("the NVIDIA driver: {error}")))?;
+        result::init().map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_NO_DEVICE => refuse("no GPU (see CUDA_VISIBLE_DEVICES)".into()),
+            _ => refuse(format!("the NVIDIA driver: {error}")),
+        })?;
         let count = check("counting devices", result::device::get_count())?;
         let device = c_int::try_from(ordinal)
             .ok()
             .filter(|&ordinal| ordinal < count)
             .map(result::device::get)
-            .ok_or_else(|| refuse(format!("GPU {ordinal} is not there: {count} found")))?;
+            .ok_or_else(|| refuse(format!("no GPU {ordinal}: {count} found")))?;
         let device = check("opening the device", device)?;
         // SAFETY: the device is valid.
         let context = check("opening the context", unsafe {

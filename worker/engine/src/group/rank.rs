@@ -8,7 +8,7 @@ use std::{
 use crate::{
     Error, Result,
     model::backbone::Backbone,
-    ops::{RowDraw, StepPlan, TransformerOps},
+    ops::{RowDraw, StepPlan, StepRows, TransformerOps},
     parallel::Collective,
     sampling::{Draw, Drawn},
     schedule::{Admission, Mode, Sample, Slot, Step},
@@ -94,6 +94,14 @@ impl<O: TransformerOps> Rank<O> {
     /// Steps that were launched and not collected.
     pub fn in_flight(&self) -> usize {
         self.launched.len()
+    }
+
+    /// Whether the oldest of them has ended.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn ended(&self) -> Result<bool> {
+        self.rows.ended()
     }
 
     /// Begins a step. Steps must come in the order planned, and at most [`TransformerOps::IN_FLIGHT`]

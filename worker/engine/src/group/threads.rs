@@ -6,6 +6,7 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use super::rank::{Rank, StepOutput};
@@ -19,6 +20,9 @@ use crate::{
     },
     schedule::{Admission, Mode, Row, Step, TokenSource},
 };
+
+/// How often a step that runs alone is looked at.
+const POLL: Duration = Duration::from_micros(50);
 
 /// Sizes of a group.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,9 +139,6 @@ impl ThreadGroup {
                 reason: format!("the group has ranks 0..{}", group.ranks),
             });
         }
-        let mut commands = Vec::new();
-        let mut reports = Vec::new();
-        let mut threads = Vec::new();
         let mut loaded = Vec::new();
         for index in ranks.clone() {
             let shard = Shard::new(index, group.ranks)?;
@@ -148,10 +149,23 @@ impl ThreadGroup {
             let rows = backbone.rows(group.slots, group.block_size)?;
             let (suppressed, keep_logits) = (&group.suppressed, group.keep_logits);
             let rank = Rank::new(backbone, kv, rows, suppressed, keep_logits);
-            loaded.push((index, rank));
+            loaded.push(rank);
         }
         weights.finish(|_| false)?;
-        for (index, rank) in loaded {
+        Self::of(ranks.start, loaded)
+    }
+
+    /// Starts the threads of loaded ranks, of which the first is number `first` of its group. As
+    /// [`ThreadGroup::start_part`], otherwise.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a thread cannot start.
+    pub fn of<O: TransformerOps>(first: usize, loaded: Vec<Rank<O>>) -> Result<Self> {
+        let ranks = first..first + loaded.len();
+        let mut commands = Vec::new();
+        let mut reports = Vec::new();
+        let mut threads = Vec::new();
+        for (index, rank) in ranks.clone().zip(loaded) {
             let (command, inbox) = mpsc::channel();
             let (outbox, report) = mpsc::channel();
             let thread = std::thread::Builder::new()
@@ -363,6 +377,7 @@ fn serve<O: TransformerOps>(
                 .recv()
                 .map_err(|_| mpsc::TryRecvError::Disconnected),
             full if full == O::IN_FLIGHT => Err(mpsc::TryRecvError::Empty),
+            1 => next_or_end(&rank, commands),
             _ => commands.try_recv(),
         };
         let report = match command {
@@ -401,6 +416,27 @@ fn serve<O: TransformerOps>(
         }
         if reports.send(report).is_err() {
             return;
+        }
+    }
+}
+
+/// What comes while a rank's only step runs; [`mpsc::TryRecvError::Empty`] once that has ended, or failed.
+/// Waiting for the step alone would leave the device without work when it ends: the one that follows is
+/// planned while it runs.
+fn next_or_end<O: TransformerOps>(
+    rank: &Rank<O>,
+    commands: &mpsc::Receiver<Command>,
+) -> Result<Command, mpsc::TryRecvError> {
+    loop {
+        match commands.recv_timeout(POLL) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(mpsc::TryRecvError::Disconnected);
+            }
+            Ok(command) => return Ok(command),
+        }
+        if !matches!(rank.ended(), Ok(false)) {
+            return Err(mpsc::TryRecvError::Empty);
         }
     }
 }

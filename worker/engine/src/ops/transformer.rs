@@ -152,6 +152,12 @@ pub trait StepRows: Send {
 
     /// Rows of logits of `mode` that the operations compute, likewise.
     fn picked(&self, mode: Mode) -> usize;
+
+    /// Whether the oldest step that was not collected has ended, so that collecting it takes no time.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn ended(&self) -> Result<bool>;
 }
 
 /// What a device runs for a step: operations on its rows.

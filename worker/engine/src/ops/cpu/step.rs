@@ -143,4 +143,8 @@ impl StepRows for Rows {
     fn picked(&self, mode: Mode) -> usize {
         self.picked.of(mode).len()
     }
+
+    fn ended(&self) -> Result<bool> {
+        Ok(true)
+    }
 }

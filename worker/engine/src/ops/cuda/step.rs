@@ -131,6 +131,11 @@ impl StepRows for Rows {
             Mode::Text => self.shape.texts,
         }
     }
+
+    fn ended(&self) -> Result<bool> {
+        let oldest = self.flights.front();
+        oldest.map_or(Ok(true), |flight| self.ended[flight.place].happened())
+    }
 }
 
 impl Rows {

@@ -60,6 +60,16 @@ impl Event {
         check("a step", unsafe { result::event::synchronize(self.event) })
     }
 
+    /// Whether it has happened.
+    pub(in crate::ops::cuda) fn happened(&self) -> Result<bool> {
+        self.context.bind()?;
+        // SAFETY: the event is valid.
+        match unsafe { result::event::query(self.event) } {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            other => check("a step", other).map(|()| true),
+        }
+    }
+
     /// Milliseconds from `start`; both have happened.
     pub(in crate::ops::cuda) fn since(&self, start: &Self) -> Result<f32> {
         self.context.bind()?;

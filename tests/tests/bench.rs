@@ -50,7 +50,115 @@ fn frames_are_timed_through_a_coordinator() {
 }
 
 #[test]
+fn a_backbone_is_right_before_it_is_timed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (json, nano) = (folder.path().join("figures.json"), nano());
+    let arguments = [
+        "backbone",
+        "--device",
+        "cpu",
+        "--shapes",
+        &nano,
+        "--rows",
+        "1,8",
+        "--context",
+        "100",
+        "--step-seconds",
+        "0.2",
+        "--prefill",
+        "40",
+        "--images",
+        "24",
+        "--concurrency",
+        "1,5",
+        "--prompt",
+        "30",
+        "--guidance-scale",
+        "2",
+        "--image-seconds",
+        "60",
+        "--json",
+        json.to_str().expect("a path"),
+    ];
+    let output = bench(&arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("figures")).expect("JSON");
+    let validation = &report["validation"];
+    assert_eq!(validation["repeatable"], true, "{report}");
+    assert_eq!(validation["invariant"], true, "{report}");
+    assert_eq!(validation["error"], 0.0, "the CPU is what is compared with");
+    let positive = |value: &Value| value.as_f64().is_some_and(|value| value > 0.0);
+    for (steps, rows) in report["steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .zip([1, 8])
+    {
+        assert_eq!(steps["rows"], rows, "{report}");
+        assert!(positive(&steps["milliseconds"]) && positive(&steps["of_read_bandwidth"]));
+    }
+    assert_eq!(report["prefill"]["tokens"], 40, "{report}");
+    for (images, count) in report["images"]
+        .as_array()
+        .expect("images")
+        .iter()
+        .zip([1, 5])
+    {
+        assert_eq!(images["finished"], count, "{report}");
+        assert_eq!(images["rows"], 2 * count, "guided: {report}");
+        assert_eq!(images["complete"], true, "{report}");
+        assert!(positive(&images["images_per_second"]));
+    }
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        table.contains("a row alone as in a batch: the same bits"),
+        "{table}"
+    );
+}
+
+fn nano() -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../models/nano/x-omni").into()
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
+    let nano = nano();
+    let small = ["backbone", "--device", "cpu", "--shapes", &nano];
+    let few_blocks = [
+        "--parts",
+        "steps",
+        "--rows",
+        "64",
+        "--context",
+        "100",
+        "--kv-memory",
+        "1",
+    ];
+    for (arguments, status, reason) in [
+        (
+            &["--weights", "checkpoint"][..],
+            2,
+            "--weights: must be random:SEED",
+        ),
+        (
+            &["--step-seconds", "-1"],
+            2,
+            "--step-seconds: must be seconds, got -1",
+        ),
+        (
+            &["--parts", "steps", "--context", "1000000"],
+            2,
+            "positions must be 1 to",
+        ),
+        (&few_blocks, 2, "rows: the K/V memory has"),
+    ] {
+        let output = bench(&[&small[..], arguments].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+    }
     let output = bench(&["coordinator", "--seconds", "60", "--side", "16"]);
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -4,13 +4,15 @@
 //! [`text`] turns prompts into token ids, [`schedule`] turns requests into steps of rows,
 //! [`model`] runs them over the operations of [`ops`] (split across ranks by [`parallel`]),
 //! [`sampling`] draws tokens, [`picture`] holds pixels, and
-//! [`decode`] puts the picture models together. No network, no async runtime.
+//! [`decode`] puts the picture models together; [`measure`] times a backbone on a device.
+//! No network, no async runtime.
 
 pub mod checkpoint;
 pub mod decode;
 pub mod error;
 mod files;
 pub mod group;
+pub mod measure;
 mod memory;
 pub mod model;
 pub mod ops;

@@ -77,6 +77,16 @@ impl Kv {
         })
     }
 
+    /// Fills the cache with noise between -1 and 1.
+    pub(crate) fn fill(&mut self) {
+        let noise =
+            |i: usize| ((i as u32).wrapping_mul(0x9e37_79b9) as i32) as f32 * 2f32.powi(-31);
+        for pool in [&mut self.keys, &mut self.values] {
+            let values = pool.memory.iter_mut().enumerate();
+            values.for_each(|(i, value)| *value = noise(i + 1));
+        }
+    }
+
     /// Where slot 0 of `block` starts, for a head of a layer.
     pub(super) fn block(&self, layer: usize, block: u32, kv_head: usize) -> Place {
         let KvLayout {

@@ -86,11 +86,6 @@ impl Kv {
         self.memory.address() + (layer * self.layout.blocks * self.block_bytes()) as u64
     }
 
-    /// Bytes of a position in all layers.
-    pub fn position_bytes(&self) -> usize {
-        self.layout.layers * self.block_bytes() / KV_BLOCK
-    }
-
     /// Fills the cache with noise, so that what is timed does not read zeros.
     ///
     /// # Errors
@@ -99,9 +94,13 @@ impl Kv {
         // Sixteen bits of sign, an exponent near that of one, and a mantissa: such values in bf16, and in f32.
         let word = |i: u32| i.wrapping_mul(0x9e37_79b9) & 0x80ff_80ff | 0x3f00_3f00;
         let noise: Vec<u32> = (1..1 << 22).map(word).collect();
-        for offset in (0..self.memory.bytes() / 4 * 4).step_by(noise.len() * 4) {
-            let len = noise.len().min((self.memory.bytes() - offset) / 4);
-            cuda.stream.upload(&noise[..len], &self.memory, offset)?;
+        let (memory, all) = (&self.memory, self.memory.bytes());
+        let mut filled = all.min(size_of_val(&noise[..]));
+        cuda.stream.upload(&noise[..filled / 4], memory, 0)?;
+        while filled < all {
+            let bytes = filled.min(all - filled);
+            cuda.stream.copy(memory, 0, memory, filled, bytes)?;
+            filled += bytes;
         }
         cuda.stream.wait()
     }

@@ -219,7 +219,7 @@ impl Cuda {
         self.stream.wait()
     }
 
-    /// The time of every kernel that `work` launches (one at a time, nothing recorded): names and milliseconds, in order.
+    /// The time of every kernel that `work` launches (one at a time, no step played from a recording): names and milliseconds, in order.
     ///
     /// # Errors
     /// As `work`.
@@ -230,6 +230,11 @@ impl Cuda {
         worked?;
         let time = |(name, start, end): (String, Event, Event)| Ok((name, end.since(&start)?));
         events.into_iter().map(time).collect()
+    }
+
+    /// Whether kernels are being timed, so that a step has to launch each of them.
+    fn profiles(&self) -> bool {
+        lock(&self.profile).is_some()
     }
 
     /// Milliseconds that what `work` launches takes on the device, one thing after the other.

@@ -334,21 +334,24 @@ impl Rows {
             rows.read_plan(cuda)?;
             work(rows)
         };
-        match (replayable, self.recordings.remove(&shape)) {
-            (false, _) => all(self)?,
-            // The first step of a shape finds and reserves what it needs, which a recording cannot.
-            (true, None) => {
-                all(self)?;
-                self.recordings.insert(shape, None);
-            }
-            (true, Some(None)) => {
-                let recording = cuda.stream.record(|| all(self))?;
-                cuda.stream.play(&recording)?;
-                self.recordings.insert(shape, Some(recording));
-            }
-            (true, Some(Some(recording))) => {
-                cuda.stream.play(&recording)?;
-                self.recordings.insert(shape, Some(recording));
+        if !replayable || cuda.profiles() {
+            all(self)?;
+        } else {
+            match self.recordings.remove(&shape) {
+                // The first step of a shape finds and reserves what it needs, which a recording cannot.
+                None => {
+                    all(self)?;
+                    self.recordings.insert(shape, None);
+                }
+                Some(None) => {
+                    let recording = cuda.stream.record(|| all(self))?;
+                    cuda.stream.play(&recording)?;
+                    self.recordings.insert(shape, Some(recording));
+                }
+                Some(Some(recording)) => {
+                    cuda.stream.play(&recording)?;
+                    self.recordings.insert(shape, Some(recording));
+                }
             }
         }
         match self.flights.back() {

@@ -1,0 +1,278 @@
+//! What the measurement found.
+
+use std::fmt;
+
+use serde::Serialize;
+use xomni_engine::measure::{ImageLoad, ImageRun, KernelTime, Validation};
+
+use crate::bench::distribution::Distribution;
+
+const GIB: f64 = (1 << 30) as f64;
+
+/// The figures, as far as they were asked for.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The device's name.
+    pub device: String,
+    /// Whose shapes.
+    pub shapes: String,
+    /// Layers.
+    pub layers: usize,
+    /// Whether it is right.
+    pub validation: Option<Validation>,
+    /// The loaded backbone.
+    pub loaded: Option<Loaded>,
+    /// Decode steps.
+    pub steps: Vec<Steps>,
+    /// Their kernels.
+    pub kernels: Vec<Kernels>,
+    /// A prompt.
+    pub prefill: Option<Prefill>,
+    /// Whole images.
+    pub images: Vec<Images>,
+}
+
+impl Report {
+    /// Of a device, before anything is measured.
+    pub fn new(device: String, shapes: String, layers: usize) -> Self {
+        Self {
+            device,
+            shapes,
+            layers,
+            validation: None,
+            loaded: None,
+            steps: vec![],
+            kernels: vec![],
+            prefill: None,
+            images: vec![],
+        }
+    }
+}
+
+/// Shows a validation.
+pub struct Validated<'a>(pub &'a Validation);
+
+impl fmt::Display for Validated<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Validation {
+            layers,
+            sequences,
+            error,
+            tolerance,
+            repeatable,
+            invariant,
+        } = self.0;
+        let same = |same: &bool| if *same { "the same bits" } else { "OTHER BITS" };
+        writeln!(
+            f,
+            "logits of {layers} layers, {sequences} sequences: {error:.1e} from the CPU's (rms, relative; at most {tolerance:.0e})"
+        )?;
+        writeln!(f, "a second run: {}", same(repeatable))?;
+        writeln!(f, "a row alone as in a batch: {}", same(invariant))
+    }
+}
+
+/// The backbone once it is loaded.
+#[derive(Debug, Clone, Serialize)]
+pub struct Loaded {
+    /// Bytes a second of a streaming read, in this run.
+    pub read_bandwidth: f64,
+    /// Seconds that loading took.
+    pub seconds: f64,
+    /// Bytes in use and in all of the device's memory.
+    pub memory: Option<(usize, usize)>,
+    /// Positions that the K/V cache has room for.
+    pub kv_positions: usize,
+}
+
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "streaming read: {:.3} TB/s", self.read_bandwidth / 1e12)?;
+        writeln!(
+            f,
+            "loaded in {:.1} s with room for keys and values of {} positions",
+            self.seconds, self.kv_positions
+        )?;
+        match self.memory {
+            Some((used, total)) => writeln!(
+                f,
+                "memory: {:.1} of {:.1} GiB, {:.0} %",
+                used as f64 / GIB,
+                total as f64 / GIB,
+                100.0 * used as f64 / total as f64
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Decode steps of some rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Steps {
+    /// Rows.
+    pub rows: usize,
+    /// Positions that each reads.
+    pub context: usize,
+    /// Milliseconds a step, on average in the quicker of two runs.
+    pub milliseconds: f64,
+    /// The same of the other run.
+    pub milliseconds_of_the_other_run: f64,
+    /// From the end of a step to that of the next as the host sees them, in the quicker run.
+    pub between_steps_ms: Distribution,
+    /// Tokens a second of all rows.
+    pub tokens_per_second: f64,
+    /// Bytes that a step must read.
+    pub bytes: f64,
+    /// Those a second.
+    pub bytes_per_second: f64,
+    /// Their share of the streaming read.
+    pub of_read_bandwidth: f64,
+    /// Cores that the process used.
+    pub cores: f64,
+}
+
+impl Steps {
+    /// Over the lines of all row counts.
+    pub const HEADER: &'static str = "   rows   ms a step       again         p90    tokens/s          GB        TB/s   of a read       cores";
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>7}{:>12.3}{:>12.3}{:>12.3}{:>12.0}{:>12.2}{:>12.3}{:>10.1} %{:>12.2}",
+            self.rows,
+            self.milliseconds,
+            self.milliseconds_of_the_other_run,
+            self.between_steps_ms.p90,
+            self.tokens_per_second,
+            self.bytes / 1e9,
+            self.bytes_per_second / 1e12,
+            100.0 * self.of_read_bandwidth,
+            self.cores
+        )
+    }
+}
+
+/// The kernels of a decode step.
+#[derive(Debug, Clone, Serialize)]
+pub struct Kernels {
+    /// Rows of the step.
+    pub rows: usize,
+    /// The longest first.
+    pub kernels: Vec<KernelTime>,
+}
+
+impl fmt::Display for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = ["launches", "ms", "µs each"].map(|name| format!("{name:>10}"));
+        let title = format!("{} rows, each kernel alone", self.rows);
+        writeln!(f, "{title:<32}{}", columns.concat())?;
+        let (mut launches, mut sum) = (0, 0.0);
+        for kernel in &self.kernels {
+            launches += kernel.launches;
+            sum += kernel.milliseconds;
+            let each = kernel.milliseconds * 1e3 / kernel.launches as f64;
+            let (name, ms) = (&kernel.name, kernel.milliseconds);
+            writeln!(f, "{name:<32}{:>10}{ms:>10.3}{each:>10.1}", kernel.launches)?;
+        }
+        writeln!(f, "{:<32}{launches:>10}{sum:>10.3}", "all")
+    }
+}
+
+/// A prompt.
+#[derive(Debug, Clone, Serialize)]
+pub struct Prefill {
+    /// Its tokens.
+    pub tokens: usize,
+    /// From the request to its first token.
+    pub milliseconds: Distribution,
+}
+
+impl fmt::Display for Prefill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (median, most) = (self.milliseconds.p50, self.milliseconds.max);
+        writeln!(
+            f,
+            "prefill of {} tokens: {median:.1} ms to the first token, at most {most:.1}",
+            self.tokens
+        )
+    }
+}
+
+/// Whole images.
+#[derive(Debug, Clone, Serialize)]
+pub struct Images {
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Images that were asked for at once.
+    pub concurrency: usize,
+    /// Rows of a decode step of all that were drawn side by side.
+    pub rows: usize,
+    /// Whether all were drawn to their ends; if not, `images_per_second` is what the first tokens let
+    /// expect.
+    pub complete: bool,
+    /// Those that were.
+    pub finished: usize,
+    /// Seconds of the run.
+    pub seconds: f64,
+    /// Until every image had its first token.
+    pub first_token_seconds: Option<f64>,
+    /// Tokens a second in the run, prefill included.
+    pub tokens_per_second: f64,
+    /// Images a second of all that were asked for.
+    pub images_per_second: Option<f64>,
+    /// Milliseconds of each of an image's tokens, on average over all of it.
+    pub milliseconds_a_token: Option<f64>,
+    /// Cores that the process used.
+    pub cores: f64,
+}
+
+impl Images {
+    /// Over the lines of all sizes and concurrencies.
+    pub const HEADER: &'static str = " tokens     at once        rows    finished     seconds     first s    tokens/s    images/s    ms/token       cores";
+
+    /// Of a run.
+    pub fn of(load: &ImageLoad, run: &ImageRun, rows_an_image: usize, cores: f64) -> Self {
+        let all = load.concurrency as f64;
+        Self {
+            tokens: load.tokens,
+            concurrency: load.concurrency,
+            rows: run.side_by_side * rows_an_image,
+            complete: run.complete(load),
+            finished: run.finished,
+            seconds: run.seconds,
+            first_token_seconds: run.first_token_seconds,
+            tokens_per_second: run.drawn as f64 / run.seconds.max(1e-9),
+            images_per_second: run.all_seconds.map(|seconds| all / seconds),
+            milliseconds_a_token: run
+                .all_seconds
+                .map(|seconds| seconds * 1e3 / load.tokens as f64),
+            cores,
+        }
+    }
+}
+
+impl fmt::Display for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expected = if self.complete { "" } else { "~" };
+        let number = |value: Option<f64>, mark: &str| match value {
+            Some(value) => format!("{mark}{value:.3}"),
+            None => "-".into(),
+        };
+        write!(
+            f,
+            "{:>7}{:>12}{:>12}{:>12}{:>12.2}{:>12}{:>12.0}{:>12}{:>12}{:>12.2}",
+            self.tokens,
+            self.concurrency,
+            self.rows,
+            self.finished,
+            self.seconds,
+            number(self.first_token_seconds, ""),
+            self.tokens_per_second,
+            number(self.images_per_second, expected),
+            number(self.milliseconds_a_token, expected),
+            self.cores
+        )
+    }
+}

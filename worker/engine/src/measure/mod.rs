@@ -1,0 +1,15 @@
+//! Measures a backbone on a device: whether it is right, what a step takes and what of it each kernel, and whole images.
+//!
+//! Everything runs through a [`crate::group::ThreadGroup`], as in a worker.
+
+mod device;
+mod images;
+mod kernels;
+mod subject;
+mod validation;
+
+pub use device::Measured;
+pub use images::{ImageLoad, ImageRun};
+pub use kernels::KernelTime;
+pub use subject::{Decoding, Subject, published};
+pub use validation::{Validation, validate};

@@ -52,7 +52,7 @@ enum Part {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What is compared with this should run right before or after it on the same machine: cards of one kind differ in clocks and
-temperature. A PyTorch of the same shapes takes all of the card's memory, so let it end first.")]
+temperature. One after the other: each takes most of the card's memory.")]
 pub struct Arguments {
     /// Shapes: `7b`, those that are published, or those of an X-Omni directory
     #[arg(long, value_name = "7b|DIR", default_value = "7b")]
@@ -67,15 +67,20 @@ pub struct Arguments {
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cuda)]
     device: DeviceKind,
     /// What is measured
-    #[arg(long, value_delimiter = ',', value_enum, default_values = ["validation", "steps", "kernels", "prefill", "images"])]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_enum,
+        default_value = "validation,steps,kernels,prefill,images"
+    )]
     parts: Vec<Part>,
     /// Rows of decode steps
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 128, 256], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64,128,256", value_parser = clap::value_parser!(u32).range(1..=4096))]
     rows: Vec<u32>,
     /// Positions that each row of a decode step reads
     #[arg(long, value_name = "POSITIONS", default_value_t = 2656, value_parser = clap::value_parser!(u32).range(1..))]
     context: u32,
-    /// Seconds of decode steps, for each number of rows and twice
+    /// Seconds of decode steps, twice for each number of rows
     #[arg(
         long,
         value_name = "SECONDS",
@@ -87,10 +92,10 @@ pub struct Arguments {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     prefill: u32,
     /// Tokens of whole images
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [1024, 5184], value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "1024,5184", value_parser = clap::value_parser!(u32).range(1..))]
     images: Vec<u32>,
     /// Images at once
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 128], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64,128", value_parser = clap::value_parser!(u32).range(1..=4096))]
     concurrency: Vec<u32>,
     /// Tokens of each image's prompt
     #[arg(long, value_name = "TOKENS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]

@@ -8,12 +8,13 @@ use std::{
 };
 
 /// Files of `kernels/`.
-const KERNELS: [&str; 8] = [
+const KERNELS: [&str; 9] = [
     "attention",
     "linear",
     "norm",
     "pack",
     "pointwise",
+    "product",
     "rope",
     "sample",
     "step",
@@ -52,7 +53,12 @@ fn compile() -> Result<(), String> {
         let source = root.join("kernels").join(kernel).with_extension("cu");
         let binary = out.join(kernel).with_extension("fatbin");
         table += &format!("    include_bytes!({:?}),\n", binary.display().to_string());
-        let inputs = [&source, &root.join("kernels/common.cuh"), &nvcc];
+        let inputs = [
+            &source,
+            &root.join("kernels/common.cuh"),
+            &root.join("kernels/wgmma.cuh"),
+            &nvcc,
+        ];
         if is_newer(&binary, &inputs) {
             continue;
         }

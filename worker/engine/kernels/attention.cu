@@ -1,14 +1,15 @@
 // Attention of the rows of a step over the paged cache.
 //
 // qkv [rows, (heads + 2·kv_heads)·dim] f32, of which the rotated queries are read; out [rows, heads·dim] bf16 or f32; cache as
-// rope.cu writes it. Row r sees positions `first..=positions[r]` of its own sequence, `first` being 0 or window - 1 before it.
+// rope.cu writes it. Row r sees positions
+// `first..=positions[r]` of its own sequence, `first` being 0 or window - 1 before it.
 //
-// One definition: positions are splits of 256 from position 0, a split four quarters of 64. In bf16 a quarter has its own
-// maximum, sum and weighted values (MMAs over its four K/V blocks in order, weights rounded to bf16 in both sums); quarters are
-// joined in order. In f32 a split is one sum in ascending position. Splits are folded in order. Exponentials are base 2.
+// One definition: positions are splits of 256 from position 0. In bf16 a split has one maximum; its weights, rounded to bf16, are
+// summed by quarters of 64 positions and the quarters added in order; its weighted values are MMAs over its blocks of 16 in order.
+// In f32 a split is one sum in ascending position. Splits are folded in order. Exponentials are base 2.
 //
-// Two tilings of it: an item of the work list is one split of a row, to be folded by `attention_merge`, or a whole row. All
-// query heads of a K/V head (at most 8) are the columns of one item, so that each key and value is read once.
+// Two tilings of it: an item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row
+// folds them all. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
 #include "common.cuh"
 
 constexpr int MAX_GROUP = 8;
@@ -16,6 +17,18 @@ constexpr int MAX_KV_HEADS = 64;
 constexpr int WHOLE_ROW = 0xffff;
 constexpr int WARPS = 4;
 constexpr int QUARTER = KV_SPLIT / WARPS;
+constexpr int QUARTER_BLOCKS = QUARTER / KV_BLOCK;
+constexpr int SPLIT_BLOCKS = KV_SPLIT / KV_BLOCK;
+
+// An entry of the work list, as `begin_step` writes it.
+struct alignas(16) Item {
+    int row_and_split; // split in the upper half; WHOLE_ROW: all
+    int last;          // the row's position
+    int slot;
+    int fresh; // positions from here on are written by this step
+    __device__ int row() const { return row_and_split & 0xffff; }
+    __device__ int split() const { return row_and_split >> 16 & 0xffff; }
+};
 
 struct Attention {
     Rows rows;
@@ -24,8 +37,9 @@ struct Attention {
     void *out;
     float *partials;       // [items, heads, dim], then
     float *partial_scales; // [items, heads, 2]: maximum, sum
+    int *arrived;          // [rows, kv_heads], zero before and after
     const int *item_count;
-    const int *items;      // row | split << 16
+    const Item *items;
     const int *first_item; // [rows]; -1 where a row is one item
     int heads, kv_heads;
     int window; // 0: none
@@ -33,279 +47,451 @@ struct Attention {
     short first_head[MAX_KV_HEADS + 1];
 };
 
-// The state of a softmax over some positions: maximum (scaled), and of one channel the sums.
-struct Fold {
-    float top, sum, value;
-    __device__ void join(float other_top, float other_sum, float other_value) {
-        const float all = fmaxf(top, other_top);
-        const float a = exp2f(top - all), b = exp2f(other_top - all);
-        sum = fmaf(other_sum, b, sum * a);
-        value = fmaf(other_value, b, value * a);
-        top = all;
-    }
-};
-
 __device__ inline int first_seen(int last, int window) { return window ? max(0, last + 1 - window) : 0; }
 
-// What a block of threads holds of a split: sums of each quarter (one for f32).
-template <int DIM> struct Shared {
-    float value[WARPS][MAX_GROUP][DIM];
-    float top[WARPS][MAX_GROUP], sum[WARPS][MAX_GROUP];
+// Work of a block, one split after the other: items `blockIdx.x`, + gridDim.x, … of all items times K/V heads.
+struct Walk {
+    int index, total, kv_head, from, split, to;
+    Item item;
+    __device__ Walk(const Attention &p) : index(blockIdx.x), total(__ldcg(p.item_count) * p.kv_heads) { enter(p); }
+    __device__ void enter(const Attention &p) {
+        if (index >= total) return;
+        kv_head = index % p.kv_heads;
+        // Not from L1, which may have an earlier step's: this can be before `wait_previous`.
+        const int4 words = __ldcg(reinterpret_cast<const int4 *>(p.items + index / p.kv_heads));
+        item = {words.x, words.y, words.z, words.w};
+        from = whole() ? first_seen(item.last, p.window) / KV_SPLIT : item.split();
+        to = whole() ? item.last / KV_SPLIT : from;
+        split = from;
+    }
+    __device__ bool whole() const { return item.split() == WHOLE_ROW; }
+    __device__ bool more() const { return index < total; }
+    __device__ void next(const Attention &p) {
+        if (++split <= to) return;
+        index += gridDim.x;
+        enter(p);
+    }
+    __device__ const int *table(const Attention &p) const { return p.rows.tables + (size_t)item.slot * p.rows.table_stride; }
 };
 
-// A warp's quarter of a split, by MMAs: rows are query heads (8 of 16 used), columns positions, then channels.
-template <int DIM>
-__device__ inline void quarter(const Attention &p, const uint2 (&query)[DIM / 16], const int *table, int kv_head, int base,
-                               int lo, int hi, Shared<DIM> &shared) {
-    constexpr int J = DIM / 16, BLOCKS = QUARTER / KV_BLOCK;
+// The seen positions of a split, [lo, hi), counted from its first.
+struct Seen {
+    int lo, hi;
+    __device__ Seen(const Attention &p, const Walk &w) {
+        lo = max(first_seen(w.item.last, p.window) - w.split * KV_SPLIT, 0);
+        hi = min(w.item.last + 1 - w.split * KV_SPLIT, KV_SPLIT);
+    }
+    __device__ bool block(int b) const { return b * KV_BLOCK < hi && (b + 1) * KV_BLOCK > lo; }
+};
+
+__device__ inline float4 operator*(float4 v, float s) { return {v.x * s, v.y * s, v.z * s, v.w * s}; }
+__device__ inline float4 fma4(float4 a, float s, float4 c) { return {fmaf(a.x, s, c.x), fmaf(a.y, s, c.y), fmaf(a.z, s, c.z), fmaf(a.w, s, c.w)}; }
+
+// Folds the partial results of `splits` items from `first` on, in order, for heads head0..head0+group: [group, dim] to `out`.
+// A thread has four channels, and reads those of AT_ONCE splits before it folds them.
+template <int DIM, typename T>
+__device__ inline void merge(const Attention &p, int first, int splits, int head0, int group, T *out) {
+    constexpr int AT_ONCE = 6;
+    for (int i = threadIdx.x; i < group * DIM / 4; i += WARPS * 32) {
+        const int head = head0 + 4 * i / DIM, channel = 4 * i % DIM;
+        float top = -INFINITY, sum = 0.f;
+        float4 value = {0.f, 0.f, 0.f, 0.f};
+        for (int base = 0; base < splits; base += AT_ONCE) {
+            float2 scales[AT_ONCE];
+            float4 values[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                const size_t at = (size_t)(first + min(base + k, splits - 1)) * p.heads + head;
+                scales[k] = __ldcg(reinterpret_cast<const float2 *>(p.partial_scales + at * 2));
+                values[k] = __ldcg(reinterpret_cast<const float4 *>(p.partials + at * DIM + channel));
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                if (base + k >= splits) continue;
+                if (base + k == 0) {
+                    top = scales[k].x;
+                    sum = scales[k].y;
+                    value = values[k];
+                    continue;
+                }
+                const float all = fmaxf(top, scales[k].x);
+                const float a = exp2f(top - all), b = exp2f(scales[k].x - all);
+                sum = fmaf(scales[k].y, b, sum * a);
+                value = fma4(values[k], b, value * a);
+                top = all;
+            }
+        }
+        const float v[] = {value.x / sum, value.y / sum, value.z / sum, value.w / sum};
+#pragma unroll
+        for (int k = 0; k < 4; k++) out[4 * i + k] = from_float<T>(v[k]);
+    }
+}
+
+// Stages of the ring: where rows are read whole, two blocks a multiprocessor have it full of what they wait for; where they are
+// read in splits, three blocks wait less for each other.
+constexpr int DEEP = 6, SHALLOW = 4;
+// A stage is the keys, or the values, of four blocks.
+template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
+template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
+
+// What the warps tell each other about a split: each quarter's maxima and sums, and the weights as MMA operands.
+struct Exchange {
+    uint2 weights[SPLIT_BLOCKS][32];
+    float top[WARPS][MAX_GROUP], sum[WARPS][MAX_GROUP];
+    int last_one;
+};
+__device__ inline void consumers_wait() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+
+#if __CUDA_ARCH__ >= 900
+// The warp that fetches: for each split four stages of keys, then four of values, reading ahead over the ends of items.
+template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, unsigned ring, unsigned bars) {
+    const int lane = threadIdx.x % 32;
+    int slot = 0, parity = 1;
+    bool waited = false;
+    for (Walk w(p); w.more(); w.next(p)) {
+        const Seen seen(p, w);
+        const bool mine = lane < SPLIT_BLOCKS && seen.block(lane);
+        const size_t id = mine ? __ldcg(w.table(p) + w.split * SPLIT_BLOCKS + lane) : 0;
+        const char *from = static_cast<const char *>(p.layer) + (id * p.kv_heads + w.kv_head) * 2 * PIECE<DIM>;
+        const unsigned all = __ballot_sync(FULL, mine);
+        // What this step writes is there once the kernel before has ended; what earlier ones wrote, before that.
+        const unsigned fresh = __ballot_sync(FULL, mine && w.split * KV_SPLIT + (lane + 1) * KV_BLOCK > w.item.fresh);
+#pragma unroll
+        for (int k = 0; k < 2 * WARPS; k++) {
+            const int quarter = k % WARPS;
+            const unsigned bits = 0xf << quarter * QUARTER_BLOCKS;
+            if (!waited && fresh & bits) {
+                wait_previous();
+                copies_see_writes();
+                waited = true;
+            }
+            const unsigned full = bars + 16 * slot;
+            barrier_wait(full + 8, parity);
+            if (lane == 0) barrier_expect(full, __popc(all & bits) * PIECE<DIM>);
+            __syncwarp();
+            if (all & bits & 1u << lane)
+                copy_bulk(ring + slot * STAGE<DIM> + lane % QUARTER_BLOCKS * PIECE<DIM>, from + k / WARPS * PIECE<DIM>, PIECE<DIM>, full);
+            if (++slot == DEPTH) {
+                slot = 0;
+                parity ^= 1;
+            }
+        }
+    }
+    if (!waited) wait_previous();
+}
+#endif
+
+// Where a warp finds a split's operands: the stages of the ring, or memory.
+template <int DIM, int DEPTH> struct Source {
+#if __CUDA_ARCH__ >= 900
+    const uint4 *ring;
+    unsigned bars;
+    int slot = 0, parity = 0;
+    __device__ void begin(const Attention &, const Walk &) {}
+    // Stage k of the split; the warp that skips one never looks at it.
+    __device__ const uint4 *stage(int k, int &at) const {
+        int p = parity;
+        at = slot + k;
+        while (at >= DEPTH) {
+            at -= DEPTH;
+            p ^= 1;
+        }
+        barrier_wait(bars + 16 * at, p);
+        return ring + at * (STAGE<DIM> / 16) + threadIdx.x % 32;
+    }
+    __device__ const uint4 *operands(const uint4 *stage, int b, bool) const { return stage + b * (PIECE<DIM> / 16); }
+    __device__ void release(int at, int count) const {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(bars + 16 * at + 8, count);
+    }
+    __device__ void end() {
+        slot += 2 * WARPS;
+        while (slot >= DEPTH) {
+            slot -= DEPTH;
+            parity ^= 1;
+        }
+    }
+#else
+    const uint4 *layer;
+    const int *table;
+    int kv_head, kv_heads;
+    __device__ void begin(const Attention &p, const Walk &w) {
+        layer = static_cast<const uint4 *>(p.layer) + threadIdx.x % 32;
+        table = w.table(p) + w.split * SPLIT_BLOCKS;
+        kv_head = w.kv_head;
+        kv_heads = p.kv_heads;
+    }
+    __device__ const uint4 *stage(int k, int &) { return layer + k % WARPS * QUARTER_BLOCKS; }
+    __device__ const uint4 *operands(const uint4 *stage, int b, bool values) const {
+        const size_t id = table[stage - layer + b];
+        return layer + ((id * kv_heads + kv_head) * 2 + values) * (PIECE<DIM> / 16);
+    }
+    __device__ void release(int, int) const {}
+    __device__ void end() {}
+#endif
+};
+
+// Tells that a split of a row has its partial results in place, and whether it was the last of them.
+__device__ inline bool arrive(const Attention &p, const Walk &w, int splits, int &last_one) {
+    __threadfence();
+    consumers_wait();
+    if (threadIdx.x == 0) {
+        int *arrived = p.arrived + w.item.row() * p.kv_heads + w.kv_head;
+        last_one = atomicAdd(arrived, 1) == splits - 1;
+        if (last_one) *arrived = 0;
+    }
+    consumers_wait();
+    if (last_one) __threadfence();
+    return last_one;
+}
+
+// grid any, block 160 (128 where there are no bulk copies); dynamic shared memory of DEPTH · (128 · DIM + 16) bytes.
+template <int DIM, int DEPTH> __device__ inline void attention(const Attention &p) {
+    constexpr int J = DIM / 16, OWN = J / WARPS > 0 ? J / WARPS : 1;
+    __shared__ Exchange exchange;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    if (hi <= lo) {
-        if (lane < MAX_GROUP) shared.top[warp][lane] = -INFINITY;
+    Source<DIM, DEPTH> source;
+#if __CUDA_ARCH__ >= 900
+    extern __shared__ __align__(128) uint4 ring[];
+    source.ring = ring;
+    source.bars = shared_address(ring) + DEPTH * STAGE<DIM>;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < DEPTH; i++) {
+            barrier_init(source.bars + 16 * i, 1);
+            barrier_init(source.bars + 16 * i + 8, WARPS);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    let_next_start();
+    if (warp == WARPS) {
+        fetch<DIM, DEPTH>(p, shared_address(ring), source.bars);
         return;
     }
-    const uint4 *layer = static_cast<const uint4 *>(p.layer);
-    const uint4 *at[BLOCKS];
-    bool seen[BLOCKS];
-#pragma unroll
-    for (int b = 0; b < BLOCKS; b++) {
-        const int start = base + b * KV_BLOCK;
-        seen[b] = start < hi && start + KV_BLOCK > lo;
-        const int block = seen[b] ? table[start / KV_BLOCK] : 0;
-        at[b] = layer + ((size_t)block * p.kv_heads + kv_head) * (2 * J * 32) + lane;
-    }
-
-    uint4 ring[2][J];
-    auto load = [&](int b, int offset, uint4(&to)[J]) {
-        if (seen[b])
-#pragma unroll
-            for (int j = 0; j < J; j++) to[j] = load_once(at[b] + offset + j * 32);
-    };
-    load(0, 0, ring[0]);
-    float score[2 * BLOCKS][4] = {};
-#pragma unroll
-    for (int b = 0; b < BLOCKS; b++) {
-        // The first values come with the last keys.
-        if (b + 1 < BLOCKS)
-            load(b + 1, 0, ring[(b + 1) % 2]);
-        else
-            load(0, J * 32, ring[(b + 1) % 2]);
-        if (seen[b])
+#else
+    let_next_start();
+#endif
+    wait_previous();
+    uint2 query[J];
+    float top = 0.f, sum = 0.f, value[2 * OWN][2];
+    for (Walk w(p); w.more(); w.next(p)) {
+        const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
+        const size_t at_row = ((size_t)w.item.row() * p.heads + head0) * DIM;
+        const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
+        if (w.split == w.from)
 #pragma unroll
             for (int j = 0; j < J; j++) {
-                const uint4 q = make_uint4(query[j].x, 0, query[j].y, 0);
-                const uint4 k = ring[b % 2][j];
+                const float *at = queries + g * DIM + 16 * j + 2 * t;
+                query[j] = g < group ? make_uint2(pair(at[0], at[1]), pair(at[8], at[9])) : make_uint2(0, 0);
+            }
+        const Seen seen(p, w);
+        source.begin(p, w);
+
+        // This warp's quarter of the scores.
+        float score[2 * QUARTER_BLOCKS][4] = {};
+        int at;
+        const uint4 *keys = source.stage(warp, at);
+#pragma unroll
+        for (int b = 0; b < QUARTER_BLOCKS; b++) {
+            if (!seen.block(warp * QUARTER_BLOCKS + b)) continue;
+            const uint4 *from = source.operands(keys, b, false);
+#pragma unroll
+            for (int j = 0; j < J; j++) {
+                const uint4 q = make_uint4(query[j].x, 0, query[j].y, 0), k = from[j * 32];
                 mma(score[2 * b], q, k.x, k.y);
                 mma(score[2 * b + 1], q, k.z, k.w);
             }
-    }
-    float top = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < 2 * BLOCKS; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int position = base + 8 * n + 2 * t + i;
-            score[n][i] = position >= lo && position < hi ? score[n][i] * p.scale : -INFINITY;
-            top = fmaxf(top, score[n][i]);
         }
-    top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(FULL, top, 2));
-    float sum = 0.f;
+        source.release(at, WARPS);
+        float most = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < 2 * BLOCKS; n++)
+        for (int n = 0; n < 2 * QUARTER_BLOCKS; n++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            score[n][i] = to_float(from_float<bf16>(exp2f(score[n][i] - top)));
-            sum += score[n][i];
+            for (int i = 0; i < 2; i++) {
+                const int position = warp * QUARTER + 8 * n + 2 * t + i;
+                score[n][i] = position >= seen.lo && position < seen.hi ? score[n][i] * p.scale : -INFINITY;
+                most = fmaxf(most, score[n][i]);
+            }
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+        if (t == 0) exchange.top[warp][g] = most;
+        consumers_wait();
+#pragma unroll
+        for (int q = 0; q < WARPS; q++) most = fmaxf(most, exchange.top[q][g]);
+        float total = 0.f;
+#pragma unroll
+        for (int b = 0; b < QUARTER_BLOCKS; b++) {
+#pragma unroll
+            for (int n = 2 * b; n < 2 * b + 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    score[n][i] = to_float(from_float<bf16>(exp2f(score[n][i] - most)));
+                    total += score[n][i];
+                }
+            exchange.weights[warp * QUARTER_BLOCKS + b][lane] =
+                make_uint2(pair(score[2 * b][0], score[2 * b][1]), pair(score[2 * b + 1][0], score[2 * b + 1][1]));
         }
-    sum += __shfl_xor_sync(FULL, sum, 1);
-    sum += __shfl_xor_sync(FULL, sum, 2);
+        total += __shfl_xor_sync(FULL, total, 1);
+        total += __shfl_xor_sync(FULL, total, 2);
+        if (t == 0) exchange.sum[warp][g] = total;
+        consumers_wait();
 
-    float value[2 * J][4] = {};
+        // This warp's channels of the weighted values.
+        float add[2 * OWN][4] = {};
 #pragma unroll
-    for (int b = 0; b < BLOCKS; b++) {
-        if (b + 1 < BLOCKS) load(b + 1, J * 32, ring[(b + 1) % 2]);
-        if (!seen[b]) continue;
-        const int start = base + b * KV_BLOCK;
-        const uint4 weights = make_uint4(pair(score[2 * b][0], score[2 * b][1]), 0,
-                                         pair(score[2 * b + 1][0], score[2 * b + 1][1]), 0);
-        // What lies in a block outside the sequence may be anything, and zero times that must be zero.
-        unsigned near = ~0u, far = ~0u;
-        if (start < lo || start + KV_BLOCK > hi) {
-            auto mask = [&](int position) {
-                return (position >= lo && position < hi ? 0xffffu : 0) |
-                       (position + 1 >= lo && position + 1 < hi ? 0xffff0000u : 0);
-            };
-            near = mask(start + 2 * t);
-            far = mask(start + 2 * t + 8);
+        for (int quarter = 0; quarter < WARPS; quarter++) {
+            const uint4 *values = source.stage(WARPS + quarter, at);
+#pragma unroll
+            for (int b = 0; b < QUARTER_BLOCKS; b++) {
+                const int block = quarter * QUARTER_BLOCKS + b, start = block * KV_BLOCK;
+                if (!seen.block(block)) continue;
+                const uint2 weight = exchange.weights[block][lane];
+                const uint4 weights = make_uint4(weight.x, 0, weight.y, 0);
+                // What lies in a block outside the sequence may be anything, and zero times that must be zero.
+                unsigned near = ~0u, far = ~0u;
+                if (start < seen.lo || start + KV_BLOCK > seen.hi) {
+                    auto mask = [&](int position) {
+                        return (position >= seen.lo && position < seen.hi ? 0xffffu : 0) |
+                               (position + 1 >= seen.lo && position + 1 < seen.hi ? 0xffff0000u : 0);
+                    };
+                    near = mask(start + 2 * t);
+                    far = mask(start + 2 * t + 8);
+                }
+                const uint4 *from = source.operands(values, b, true);
+#pragma unroll
+                for (int j = 0; j < OWN; j++) {
+                    if (warp * OWN + j >= J) continue;
+                    const uint4 v = from[(warp * OWN + j) * 32];
+                    mma(add[2 * j], weights, v.x & near, v.y & far);
+                    mma(add[2 * j + 1], weights, v.z & near, v.w & far);
+                }
+            }
+            source.release(at, 1);
         }
+        source.end();
+
+        total = exchange.sum[0][g];
 #pragma unroll
-        for (int j = 0; j < J; j++) {
-            const uint4 v = ring[b % 2][j];
-            mma(value[2 * j], weights, v.x & near, v.y & far);
-            mma(value[2 * j + 1], weights, v.z & near, v.w & far);
+        for (int q = 1; q < WARPS; q++) total += exchange.sum[q][g];
+        if (w.split == w.from) {
+            top = most;
+            sum = total;
+#pragma unroll
+            for (int n = 0; n < 2 * OWN; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) value[n][i] = add[n][i];
+        } else {
+            const float all = fmaxf(top, most), a = exp2f(top - all), b = exp2f(most - all);
+            sum = fmaf(total, b, sum * a);
+            top = all;
+#pragma unroll
+            for (int n = 0; n < 2 * OWN; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) value[n][i] = fmaf(add[n][i], b, value[n][i] * a);
         }
-    }
-    if (t == 0) {
-        shared.top[warp][g] = top;
-        shared.sum[warp][g] = sum;
-    }
+        if (w.split < w.to) continue;
+
+        const bool real = g < group && warp * OWN < J;
+        bf16 *out = static_cast<bf16 *>(p.out) + at_row;
+        if (w.whole()) {
+            if (real)
 #pragma unroll
-    for (int n = 0; n < 2 * J; n++) *reinterpret_cast<float2 *>(&shared.value[warp][g][8 * n + 2 * t]) = {value[n][0], value[n][1]};
+                for (int n = 0; n < 2 * OWN; n++)
+                    *reinterpret_cast<unsigned *>(out + g * DIM + warp * OWN * 16 + 8 * n + 2 * t) =
+                        pair(value[n][0] / sum, value[n][1] / sum);
+            continue;
+        }
+        const size_t part = (size_t)(w.index / p.kv_heads) * p.heads + head0 + g;
+        if (real) {
+#pragma unroll
+            for (int n = 0; n < 2 * OWN; n++)
+                *reinterpret_cast<float2 *>(p.partials + part * DIM + warp * OWN * 16 + 8 * n + 2 * t) = {value[n][0], value[n][1]};
+            if (warp == 0 && t == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top, sum};
+        }
+        const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
+        if (arrive(p, w, splits, exchange.last_one)) merge<DIM>(p, p.first_item[w.item.row()], splits, head0, group, out);
+    }
 }
 
-// The same of a whole split in f32, by plain arithmetic; all threads work on it together.
-template <int DIM>
-__device__ inline void plain_split(const Attention &p, const float *queries, int group, const int *table, int kv_head, int base,
-                                   int lo, int hi, Shared<DIM> &shared) {
+// The same in f32, by plain arithmetic. grid any, block 128.
+template <int DIM> __device__ inline void plain(const Attention &p) {
+    constexpr int VALUES = MAX_GROUP * DIM / (WARPS * 32);
     __shared__ float weights[MAX_GROUP][KV_SPLIT];
-    const float *layer = static_cast<const float *>(p.layer);
-    auto cached = [&](int position, int which) {
-        const size_t block = table[position / KV_BLOCK];
-        return layer + ((block * p.kv_heads + kv_head) * 2 + which) * KV_BLOCK * DIM + position % KV_BLOCK * DIM;
-    };
-    for (int i = threadIdx.x; i < group * KV_SPLIT; i += WARPS * 32) {
-        const int head = i / KV_SPLIT, position = base + i % KV_SPLIT;
-        float dot = -INFINITY;
-        if (position >= lo && position < hi) {
-            const float *key = cached(position, 0);
-            dot = 0.f;
-            for (int c = 0; c < DIM; c++) dot = fmaf(queries[head * DIM + c], key[c], dot);
-            dot *= p.scale;
-        }
-        weights[head][i % KV_SPLIT] = dot;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < group * DIM; i += WARPS * 32) {
-        const int head = i / DIM, channel = i % DIM;
-        float top = -INFINITY, sum = 0.f, value = 0.f;
-        for (int n = 0; n < KV_SPLIT; n++) top = fmaxf(top, weights[head][n]);
-        for (int position = lo; position < hi; position++) {
-            const float weight = exp2f(weights[head][position - base] - top);
-            sum += weight;
-            value = fmaf(weight, cached(position, 1)[channel], value);
-        }
-        shared.value[0][head][channel] = value;
-        if (channel == 0) {
-            shared.top[0][head] = top;
-            shared.sum[0][head] = sum;
-        }
-    }
-}
-
-// grid any, block 128.
-template <int DIM, typename T> __device__ inline void attention(const Attention &p) {
-    constexpr bool MMA = sizeof(T) == 2;
-    constexpr int VALUES = (MAX_GROUP * DIM + WARPS * 32 - 1) / (WARPS * 32);
-    __shared__ Shared<DIM> shared;
+    __shared__ int last_one;
     let_next_start();
     wait_previous();
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int width = (p.heads + 2 * p.kv_heads) * DIM;
-    const int total = *p.item_count * p.kv_heads;
-    for (int index = blockIdx.x; index < total; index += gridDim.x) {
-        const int number = index / p.kv_heads, kv_head = index % p.kv_heads;
-        const int row = p.items[number] & 0xffff, split = p.items[number] >> 16 & 0xffff;
-        const int last = p.rows.positions[row], first = first_seen(last, p.window);
-        const int *table = p.rows.tables + (size_t)p.rows.slots[row] * p.rows.table_stride;
-        const int head0 = p.first_head[kv_head], group = p.first_head[kv_head + 1] - head0;
-        const float *queries = p.qkv + (size_t)row * width + head0 * DIM;
-
-        uint2 query[DIM / 16];
-        if (MMA)
-#pragma unroll
-            for (int j = 0; j < DIM / 16; j++) {
-                const float *from = queries + g * DIM + 16 * j + 2 * t;
-                query[j] = g < group ? make_uint2(pair(from[0], from[1]), pair(from[8], from[9])) : make_uint2(0, 0);
+    float top[VALUES], sum[VALUES], value[VALUES];
+    for (Walk w(p); w.more(); w.next(p)) {
+        const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
+        const size_t at_row = ((size_t)w.item.row() * p.heads + head0) * DIM;
+        const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
+        const int *table = w.table(p) + w.split * SPLIT_BLOCKS;
+        const Seen seen(p, w);
+        auto cached = [&](int position, int which) {
+            const size_t block = table[position / KV_BLOCK];
+            return static_cast<const float *>(p.layer) + (((block * p.kv_heads + w.kv_head) * 2 + which) * KV_BLOCK + position % KV_BLOCK) * DIM;
+        };
+        for (int i = threadIdx.x; i < group * KV_SPLIT; i += WARPS * 32) {
+            const int head = i / KV_SPLIT, position = i % KV_SPLIT;
+            float dot = -INFINITY;
+            if (position >= seen.lo && position < seen.hi) {
+                const float *key = cached(position, 0);
+                dot = 0.f;
+                for (int c = 0; c < DIM; c++) dot = fmaf(queries[head * DIM + c], key[c], dot);
+                dot *= p.scale;
             }
-
-        const bool whole = split == WHOLE_ROW;
-        const int from = whole ? first / KV_SPLIT : split, to = whole ? last / KV_SPLIT : split;
-        Fold fold[VALUES];
-        for (int s = from; s <= to; s++) {
-            const int start = s * KV_SPLIT;
-            if (MMA) {
-                const int base = start + warp * QUARTER;
-                quarter<DIM>(p, query, table, kv_head, base, max(first, base), min(last + 1, base + QUARTER), shared);
-            } else {
-                plain_split<DIM>(p, queries, group, table, kv_head, start, max(first, start),
-                                 min(last + 1, start + KV_SPLIT), shared);
-            }
-            __syncthreads();
-#pragma unroll
-            for (int k = 0; k < VALUES; k++) {
-                const int i = threadIdx.x + k * WARPS * 32, head = i / DIM, channel = i % DIM;
-                if (i >= group * DIM) continue;
-                float top = -INFINITY;
-#pragma unroll
-                for (int w = 0; w < (MMA ? WARPS : 1); w++) top = fmaxf(top, shared.top[w][head]);
-                float sum = 0.f, value = 0.f;
-#pragma unroll
-                for (int w = 0; w < (MMA ? WARPS : 1); w++)
-                    if (shared.top[w][head] != -INFINITY) {
-                        const float scale = exp2f(shared.top[w][head] - top);
-                        sum = fmaf(shared.sum[w][head], scale, sum);
-                        value = fmaf(shared.value[w][head][channel], scale, value);
-                    }
-                if (s == from)
-                    fold[k] = {top, sum, value};
-                else
-                    fold[k].join(top, sum, value);
-            }
-            __syncthreads();
+            weights[head][position] = dot;
         }
+        consumers_wait();
 #pragma unroll
         for (int k = 0; k < VALUES; k++) {
             const int i = threadIdx.x + k * WARPS * 32, head = i / DIM, channel = i % DIM;
             if (i >= group * DIM) continue;
-            if (whole) {
-                T *out = static_cast<T *>(p.out) + ((size_t)row * p.heads + head0) * DIM;
-                out[i] = from_float<T>(fold[k].value / fold[k].sum);
-            } else {
-                const size_t at = (size_t)number * p.heads + head0 + head;
-                p.partials[at * DIM + channel] = fold[k].value;
-                if (channel == 0) {
-                    p.partial_scales[at * 2] = fold[k].top;
-                    p.partial_scales[at * 2 + 1] = fold[k].sum;
-                }
+            float most = -INFINITY, total = 0.f, add = 0.f;
+            for (int n = 0; n < KV_SPLIT; n++) most = fmaxf(most, weights[head][n]);
+            for (int position = seen.lo; position < seen.hi; position++) {
+                const float weight = exp2f(weights[head][position] - most);
+                total += weight;
+                add = fmaf(weight, cached(position, 1)[channel], add);
             }
+            const float all = w.split == w.from ? most : fmaxf(top[k], most);
+            const float a = w.split == w.from ? 0.f : exp2f(top[k] - all), b = exp2f(most - all);
+            sum[k] = w.split == w.from ? total : fmaf(total, b, sum[k] * a);
+            value[k] = w.split == w.from ? add : fmaf(add, b, value[k] * a);
+            top[k] = all;
         }
+        consumers_wait();
+        if (w.split < w.to) continue;
+        float *out = static_cast<float *>(p.out) + at_row;
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) {
+            const int i = threadIdx.x + k * WARPS * 32, head = i / DIM, channel = i % DIM;
+            if (i >= group * DIM) continue;
+            const size_t part = (size_t)(w.index / p.kv_heads) * p.heads + head0 + head;
+            if (w.whole())
+                out[i] = value[k] / sum[k];
+            else
+                p.partials[part * DIM + channel] = value[k];
+            if (!w.whole() && channel == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top[k], sum[k]};
+        }
+        if (w.whole()) continue;
+        const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
+        if (arrive(p, w, splits, last_one)) merge<DIM>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
-}
-
-// Folds the splits of rows that are several items, and clears rows that do not exist. grid (rows, heads), block dim.
-template <typename T> __device__ inline void merge(const Attention &p) {
-    let_next_start();
-    wait_previous();
-    const int row = blockIdx.x, head = blockIdx.y, dim = blockDim.x, channel = threadIdx.x;
-    const int last = p.rows.positions[row], item = p.first_item[row];
-    T *out = static_cast<T *>(p.out) + ((size_t)row * p.heads + head) * dim;
-    if (last < 0) out[channel] = from_float<T>(0.f);
-    if (last < 0 || item < 0) return;
-    const int splits = last / KV_SPLIT - first_seen(last, p.window) / KV_SPLIT + 1;
-    Fold fold;
-    for (int s = 0; s < splits; s++) {
-        const size_t at = (size_t)(item + s) * p.heads + head;
-        const float top = p.partial_scales[at * 2], sum = p.partial_scales[at * 2 + 1];
-        const float value = p.partials[at * dim + channel];
-        if (s == 0)
-            fold = {top, sum, value};
-        else
-            fold.join(top, sum, value);
-    }
-    out[channel] = from_float<T>(fold.value / fold.sum);
 }
 
 #define ATTENTION(DIM)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) attention_##DIM##_bf16(const __grid_constant__ Attention p) {    \
-        attention<DIM, bf16>(p);                                                                                       \
+    extern "C" __global__ void __launch_bounds__(160, 2) attention_##DIM##_bf16(const __grid_constant__ Attention p) { \
+        attention<DIM, DEEP>(p);                                                                                       \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(160, 3)                                                               \
+        attention_few_##DIM##_bf16(const __grid_constant__ Attention p) {                                              \
+        attention<DIM, SHALLOW>(p);                                                                                    \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128) attention_##DIM##_f32(const __grid_constant__ Attention p) {     \
-        attention<DIM, float>(p);                                                                                      \
+        plain<DIM>(p);                                                                                                 \
     }
 ATTENTION(16)
 ATTENTION(32)
 ATTENTION(64)
 ATTENTION(128)
-
-extern "C" __global__ void attention_merge_bf16(const __grid_constant__ Attention p) { merge<bf16>(p); }
-extern "C" __global__ void attention_merge_f32(const __grid_constant__ Attention p) { merge<float>(p); }

@@ -97,27 +97,93 @@ __device__ inline void wait_previous() {
 #endif
 }
 
-// Sums over a block of WARPS warps in one order; every thread receives the sum. `shared` holds WARPS values.
-template <int WARPS, typename T> __device__ inline T block_sum(T v, T *shared) {
-#pragma unroll
-    for (int d = 16; d; d /= 2) v += __shfl_xor_sync(FULL, v, d);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = shared[0];
-#pragma unroll
-    for (int w = 1; w < WARPS; w++) v += shared[w];
-    return v;
-}
-
-template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f) {
+// Reductions over a block of WARPS warps in one order, for an `f` that does not mind which side is which; every thread receives the
+// result. `shared` holds WARPS values.
+template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f, T nothing = T()) {
+    static_assert(WARPS <= 32);
 #pragma unroll
     for (int d = 16; d; d /= 2) v = f(v, __shfl_xor_sync(FULL, v, d));
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
     __syncthreads();
-    v = shared[0];
+    constexpr int POWER = WARPS & (WARPS - 1) ? 32 : WARPS;
+    // Of a number that is no power of two, `nothing` fills up.
+    const int other = threadIdx.x % POWER;
+    v = other < WARPS ? shared[other] : nothing;
 #pragma unroll
-    for (int w = 1; w < WARPS; w++) v = f(v, shared[w]);
+    for (int d = POWER / 2; d; d /= 2) v = f(v, __shfl_xor_sync(FULL, v, d));
     return v;
 }
+template <int WARPS, typename T> __device__ inline T block_sum(T v, T *shared) {
+    return block_reduce<WARPS>(v, shared, [](T a, T b) { return a + b; });
+}
+
+// Values of type float4 and sums of them, as balanced binary trees over planes `stride` values apart.
+__device__ inline float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+template <int COUNT, typename T> __device__ inline T tree_of(const T *values, size_t stride) {
+    T v[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) v[i] = values[i * stride];
+#pragma unroll
+    for (int d = 1; d < COUNT; d *= 2)
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 2 * d) v[i] = v[i] + v[i + d];
+    return v[0];
+}
+
+// A value that is yet to be added up: `count` planes (a power of two, at most CHUNKS), each like the finished array, of which
+// the sum, as a balanced binary tree, and the bias of the column are the value. [count, rows, width]
+struct Sums {
+    const float *planes;
+    const float *bias; // or null
+    size_t stride;     // rows · width
+    int count;
+
+    template <typename T> __device__ T planes_at(size_t at) const {
+        const T *from = reinterpret_cast<const T *>(planes + at);
+        const size_t apart = stride / (sizeof(T) / sizeof(float));
+        switch (count) {
+        case 1: return *from;
+        case 2: return tree_of<2>(from, apart);
+        case 4: return tree_of<4>(from, apart);
+        default: return tree_of<4>(from, apart) + tree_of<4>(from + 4 * apart, apart);
+        }
+    }
+    // The value at `at`, of column `column`.
+    __device__ float one(size_t at, int column) const {
+        const float v = planes_at<float>(at);
+        return bias ? v + bias[column] : v;
+    }
+    // Four of them; `at`, `column` and `stride` are multiples of 4.
+    __device__ float4 four(size_t at, int column) const {
+        const float4 v = planes_at<float4>(at);
+        return bias ? v + *reinterpret_cast<const float4 *>(bias + column) : v;
+    }
+};
+
+#if __CUDA_ARCH__ >= 900
+// Bulk copies to shared memory, and the barriers that say when they have come.
+__device__ inline void barrier_init(unsigned barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count));
+}
+__device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void barrier_expect(unsigned barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ inline void barrier_arrive(unsigned barrier, int count = 1) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ inline void barrier_wait(unsigned barrier, int parity) {
+    asm volatile("{.reg .pred p; WAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra WAIT;}" ::"r"(barrier), "r"(parity)
+                 : "memory");
+}
+// What earlier kernels wrote is there for copies that follow.
+__device__ inline void copies_see_writes() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+// The bytes are read once: they should not push out what is read again.
+__device__ inline void copy_bulk(unsigned shared, const void *global, int bytes, unsigned barrier) {
+    asm volatile("{.reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0;"
+                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once;}" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+#endif

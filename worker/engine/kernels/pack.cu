@@ -37,3 +37,39 @@ extern "C" __global__ void __launch_bounds__(256) pack(const __grid_constant__ P
             make_uint4(word(row, col), word(row + 8, col), word(row, col + 2), word(row + 8, col + 2));
     }
 }
+
+// Weights as product.cu reads them: [tile of 64 outputs][block of 64 columns][output][columns in groups of 8, of which output o has
+// group i at i ^ (o % 8)]. A gated weight has its gates first, then as many ups: tile t holds gates 32t… and their ups, eight of
+// each in turn. What no stored row fills must have been cleared. One thread packs a group. grid-stride, block 256.
+struct TilePacking {
+    uint4 *packed;
+    const bf16 *raw; // `rows` rows of `cols`, the first of which is row `first_row` of the weight
+    int first_row, rows, cols;
+    int gates; // 0: not gated
+    int blocks;
+    int chunks;
+    int first_block[CHUNKS + 1];
+    int first_col[CHUNKS];
+    int last_col[CHUNKS];
+};
+
+extern "C" __global__ void __launch_bounds__(256) pack_tiles(const __grid_constant__ TilePacking p) {
+    const size_t total = (size_t)p.rows * p.blocks * 8;
+    for (size_t i = blockIdx.x * (size_t)256 + threadIdx.x; i < total; i += (size_t)gridDim.x * 256) {
+        const int group = i % 8, block = i / 8 % p.blocks, row = i / 8 / p.blocks;
+        int chunk = 0;
+        while (chunk + 1 < p.chunks && block >= p.first_block[chunk + 1]) chunk++;
+        const int col = p.first_col[chunk] + (block - p.first_block[chunk]) * 64 + 8 * group;
+        const unsigned short *raw = reinterpret_cast<const unsigned short *>(p.raw) + (size_t)row * p.cols;
+        unsigned v[8];
+        for (int k = 0; k < 8; k++) v[k] = col + k < p.last_col[chunk] ? raw[col + k] : 0;
+        int out = p.first_row + row;
+        if (p.gates) {
+            const bool up = out >= p.gates;
+            const int channel = up ? out - p.gates : out;
+            out = channel / 8 * 16 + channel % 8 + 8 * up;
+        }
+        p.packed[(((size_t)(out / 64) * p.blocks + block) * 64 + out % 64) * 8 + (group ^ out % 8)] =
+            make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
+    }
+}

@@ -1,6 +1,7 @@
 // Rotary embedding of queries and keys, and the K/V append.
 //
-// qkv [rows, (heads + 2·kv_heads)·dim] f32; queries are rotated in place, keys and values go to the cache. Half-split:
+// qkv [rows, (heads + 2·kv_heads)·dim] f32 sums; queries are rotated into `queries` of the same shape (the sums' own memory, if
+// they are finished), keys and values go to the cache. Half-split:
 // x'[j] = x[j] cos - x[j + d/2] sin, x'[j + d/2] = x[j + d/2] cos + x[j] sin, angle = position · frequencies[j], all in f32.
 //
 // Cache of a layer: [block of 16 positions][kv_head][keys, values][16 · dim]. In f32 keys and values are [16, dim]. In bf16 they
@@ -20,45 +21,55 @@ __device__ inline int value_place(bf16 *, int slot, int channel, int) {
 __device__ inline int key_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
 __device__ inline int value_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
 
-// grid (rows, heads + 2·kv_heads), block dim / 2.
+// Channels of each half that a thread has.
+constexpr int CHANNELS = 4;
+
+// grid (rows, groups of heads), block (dim / 8, heads of a group).
 template <typename Cache>
-__device__ inline void rope_append(const Rows &rows, float *qkv, int heads, int kv_heads, int dim, const float *frequencies,
-                                   Cache *layer) {
-    let_next_start();
+__device__ inline void rope_append(const Rows &rows, const Sums &qkv, float *queries, int heads, int kv_heads, int dim,
+                                   const float *frequencies, Cache *layer) {
+    // In this order: the attention that follows reads the step's work list, and what is in the cache, before it waits.
     wait_previous();
-    const int row = blockIdx.x, head = blockIdx.y, j = threadIdx.x, half = dim / 2;
+    let_next_start();
+    const int row = blockIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, j = threadIdx.x * CHANNELS, half = dim / 2;
     const int position = rows.positions[row];
-    if (position < 0) return;
-    float *x = qkv + ((size_t)row * (heads + 2 * kv_heads) + head) * dim;
-    float a = x[j], b = x[j + half];
-    if (head < heads + kv_heads) {
-        float sin, cos;
-        sincosf((float)position * frequencies[j], &sin, &cos);
-        const float turned = a * cos - b * sin;
-        b = b * cos + a * sin;
-        a = turned;
-        if (head < heads) {
-            x[j] = a;
-            x[j + half] = b;
-            return;
+    if (position < 0 || head >= heads + 2 * kv_heads) return;
+    const size_t at = ((size_t)row * (heads + 2 * kv_heads) + head) * dim + j;
+    const float4 low = qkv.four(at, head * dim + j), high = qkv.four(at + half, head * dim + j + half);
+    float a[] = {low.x, low.y, low.z, low.w}, b[] = {high.x, high.y, high.z, high.w};
+    if (head < heads + kv_heads)
+#pragma unroll
+        for (int k = 0; k < CHANNELS; k++) {
+            float sin, cos;
+            sincosf((float)position * frequencies[j + k], &sin, &cos);
+            const float turned = a[k] * cos - b[k] * sin;
+            b[k] = b[k] * cos + a[k] * sin;
+            a[k] = turned;
         }
+    if (head < heads) {
+        *reinterpret_cast<float4 *>(queries + at) = {a[0], a[1], a[2], a[3]};
+        *reinterpret_cast<float4 *>(queries + at + half) = {b[0], b[1], b[2], b[3]};
+        return;
     }
     const int block = rows.tables[(size_t)rows.slots[row] * rows.table_stride + position / KV_BLOCK];
     const int slot = position % KV_BLOCK;
     const bool values = head >= heads + kv_heads;
     const int kv_head = head - heads - (values ? kv_heads : 0);
     Cache *to = layer + (((size_t)block * kv_heads + kv_head) * 2 + values) * KV_BLOCK * dim;
-    to[values ? value_place(to, slot, j, dim) : key_place(to, slot, j, dim)] = from_float<Cache>(a);
-    to[values ? value_place(to, slot, j + half, dim) : key_place(to, slot, j + half, dim)] = from_float<Cache>(b);
+#pragma unroll
+    for (int k = 0; k < CHANNELS; k++) {
+        to[values ? value_place(to, slot, j + k, dim) : key_place(to, slot, j + k, dim)] = from_float<Cache>(a[k]);
+        to[values ? value_place(to, slot, j + k + half, dim) : key_place(to, slot, j + k + half, dim)] = from_float<Cache>(b[k]);
+    }
 }
 
-extern "C" __global__ void rope_append_bf16(const Rows rows, float *qkv, int heads, int kv_heads, int dim,
-                                            const float *frequencies, bf16 *layer) {
-    rope_append(rows, qkv, heads, kv_heads, dim, frequencies, layer);
+extern "C" __global__ void rope_append_bf16(const Rows rows, const Sums qkv, float *queries, int heads, int kv_heads,
+                                            int dim, const float *frequencies, bf16 *layer) {
+    rope_append(rows, qkv, queries, heads, kv_heads, dim, frequencies, layer);
 }
-extern "C" __global__ void rope_append_f32(const Rows rows, float *qkv, int heads, int kv_heads, int dim,
-                                           const float *frequencies, float *layer) {
-    rope_append(rows, qkv, heads, kv_heads, dim, frequencies, layer);
+extern "C" __global__ void rope_append_f32(const Rows rows, const Sums qkv, float *queries, int heads, int kv_heads,
+                                           int dim, const float *frequencies, float *layer) {
+    rope_append(rows, qkv, queries, heads, kv_heads, dim, frequencies, layer);
 }
 
 // Keys and values of one block of a layer as [kv_head, 16, dim] f32 each. grid kv_heads, block 256.

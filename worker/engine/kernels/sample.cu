@@ -80,6 +80,7 @@ struct Block {
 template <typename Score, typename Keep>
 __device__ inline float log_sum_exp(int vocab, float top, Score score, Keep keep, Block &shared) {
     double sum = 0;
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
         const float s = score(i);
         if (keep(i, s)) sum += (double)expf(s - top);
@@ -89,8 +90,29 @@ __device__ inline float log_sum_exp(int vocab, float top, Score score, Keep keep
 
 template <typename Score> __device__ inline float largest(int vocab, Score score, Block &shared) {
     float top = -INFINITY;
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocab; i += THREADS) top = fmaxf(top, score(i));
     return block_reduce<WARPS>(top, shared.floats, Max());
+}
+
+// The bin of the k-th entry from the top, and how many from the top of the bin it is. One warp, eight bins a lane.
+__device__ inline void find(Block &shared, int k) {
+    constexpr int BINS = 8;
+    const int lane = threadIdx.x, top = 255 - BINS * lane;
+    int own = 0;
+#pragma unroll
+    for (int j = 0; j < BINS; j++) own += shared.histogram[top - j];
+    int upto = own;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int other = __shfl_up_sync(FULL, upto, d);
+        if (lane >= d) upto += other;
+    }
+    if (upto < k || upto - own >= k) return;
+    int bin = top, above = upto - own;
+    while (above + shared.histogram[bin] < k) above += shared.histogram[bin--];
+    shared.found = bin;
+    shared.rest = k - above;
 }
 
 // The key of the k-th largest score; there are more than k.
@@ -100,17 +122,18 @@ template <typename Score> __device__ inline unsigned kth_key(int vocab, int k, S
         __syncthreads();
         if (threadIdx.x < 256) shared.histogram[threadIdx.x] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < vocab; i += THREADS) {
-            const unsigned key = key_of(score(i));
-            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&shared.histogram[key >> shift & 255], 1);
+        // Scores are alike, so lanes that mean the same bin add together.
+#pragma unroll 4
+        for (int base = 0; base < vocab; base += THREADS) {
+            const int i = base + threadIdx.x;
+            const unsigned key = i < vocab ? key_of(score(i)) : 0;
+            const bool counts = i < vocab && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8));
+            const unsigned bin = counts ? key >> shift & 255 : 256;
+            const unsigned same = __match_any_sync(FULL, bin);
+            if (counts && threadIdx.x % 32 == __ffs(same) - 1) atomicAdd(shared.histogram + bin, __popc(same));
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            int bin = 255, above = 0;
-            while (above + shared.histogram[bin] < k) above += shared.histogram[bin--];
-            shared.found = bin;
-            shared.rest = k - above;
-        }
+        if (threadIdx.x < 32) find(shared, k);
         __syncthreads();
         prefix |= (unsigned)shared.found << shift;
         k = shared.rest;
@@ -153,6 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 
     const bool greedy = d.temperature == 0.f;
     int spoilt = 0, finite = 0;
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
         const float s = raw(i);
         spoilt |= isnan(s) || s == INFINITY;

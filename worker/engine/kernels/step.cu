@@ -1,16 +1,16 @@
-// The beginning of a step, and what it reads: the plan, a ring of pinned host memory that the host writes ahead.
+// The beginning of a step, and what it reads: the plan, in a ring that is filled while the step before runs.
 //
 // A plan is an array of 32-bit words:
 //   [0] rows [1] attention items [2] draws of images [3] draws of text, then
 //   tokens [max_rows] (-1: the last token drawn for the row's slot), positions [max_rows] (-1: no row),
 //   slots [max_rows], first attention item of each row [max_rows] (-1: whole row), rows picked for images [max_rows] and for
-//   text [max_rows], draws of images [max_rows, 16] and of text [max_rows, 16], items [max_items].
+//   text [max_rows], draws of images [max_rows, 16] and of text [max_rows, 16], items [max_items, 4].
 // `begin_step` copies it to device memory, where the step's kernels read it, in the same layout; so nothing waits for the
 // host, and the plan of the next step can be written while this one runs.
 #include "common.cuh"
 
 struct Begin {
-    const int *ring; // [ring_len, plan_words], pinned
+    const int *ring; // [ring_len, plan_words]
     int *plan;       // [plan_words]
     int *count;      // steps begun
     const int *last_tokens; // [slots]
@@ -32,9 +32,9 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
         p.plan[4 + i] = token < 0 ? p.last_tokens[slots[i]] : token;
     }
     // The rest as one list, so that every thread has all its reads under way at once: host memory is far.
-    const int fixed = 4 + 38 * max;
+    const int fixed = (4 + 38 * max + 3) & ~3; // items are 16 bytes
     const int first[] = {0, 4 + max, 4 + 2 * max, 4 + 3 * max, 4 + 4 * max, 4 + 5 * max, 4 + 6 * max, 4 + 22 * max, fixed};
-    const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1], from[1]};
+    const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1], 4 * from[1]};
     int total = 0;
 #pragma unroll
     for (int array = 0; array < 9; array++) total += len[array];

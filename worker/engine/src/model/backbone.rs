@@ -10,7 +10,7 @@ use crate::{
     parallel::{
         Collective, HeadLayout, Shard,
         layout::even_chunk,
-        linear::{ColumnParallel, ExchangeBuffers, RowParallel},
+        linear::{ColumnParallel, ExchangeBuffers, GatedParallel, RowParallel},
         vocabulary::{VocabularyEmbedding, VocabularyHead},
     },
     schedule::Mode,
@@ -28,12 +28,12 @@ pub enum Stage {
 /// Called with every stage and its hidden states.
 pub type Observer<'a> = dyn FnMut(Stage, Vec<f32>) + 'a;
 
-struct Layer<O: Device> {
+struct Layer<O: TransformerOps> {
     input_norm: O::Vector,
     qkv: ColumnParallel<O>,
     o: RowParallel<O>,
     post_norm: O::Vector,
-    gate_up: ColumnParallel<O>,
+    gate_up: GatedParallel<O>,
     down: RowParallel<O>,
     /// Adapter and head layers leave text positions as they were.
     multimodal_only: bool,
@@ -70,7 +70,6 @@ pub struct Backbone<O: TransformerOps> {
     kv_heads: Range<usize>,
     /// The K/V head of each query head, both counted from this rank's first.
     kv_head_of: Vec<usize>,
-    intermediate: usize,
     embedding: VocabularyEmbedding<O>,
     layers: Vec<Layer<O>>,
     text_norm: O::Vector,
@@ -112,7 +111,7 @@ impl<O: TransformerOps> Backbone<O> {
             .clone()
             .map(|h| heads.kv_head_of(h) - first_kv)
             .collect();
-        let intermediate = layers[0].gate_up.width() / 2;
+        let intermediate = layers[0].gate_up.width();
         let ranks = shard.size();
         // Sums, and what products read.
         let buffer = |width: usize| ops.buffer(max_rows * width);
@@ -140,7 +139,6 @@ impl<O: TransformerOps> Backbone<O> {
             query_heads,
             kv_heads,
             kv_head_of,
-            intermediate,
             embedding: VocabularyEmbedding::load(&*ops, shard, text_table, image_table)?,
             layers,
             text_norm: ops.vector(&[weights.tensor("model.lm_norm.weight", &[hidden])?])?,
@@ -183,6 +181,7 @@ impl<O: TransformerOps> Backbone<O> {
             block_size,
             text_vocab: self.config.text_vocab,
             window: self.config.sliding_window,
+            kv_heads: self.kv_heads.len(),
         })
     }
 
@@ -235,8 +234,9 @@ impl<O: TransformerOps> Backbone<O> {
 
             let pending = Some((&s.delta, multimodal_only));
             ops.residual_rms_norm(&mut s.h, pending, rows, &layer.post_norm, eps, &mut s.x)?;
-            layer.gate_up.forward(ops, &s.x, n, &mut s.gate_up)?;
-            ops.silu_mul(&s.gate_up, n, self.intermediate, &mut s.activated)?;
+            layer
+                .gate_up
+                .forward(ops, &s.x, n, &mut s.gate_up, &mut s.activated)?;
             layer.down.forward(
                 ops,
                 collective,
@@ -350,7 +350,7 @@ fn load_layer<O: TransformerOps>(
         .collect();
     let mlp_chunks: Vec<_> = chunks.map(|chunk| even_chunk(i, chunk)).collect();
     let mlp = mlp_chunks[0].start..mlp_chunks[mlp_chunks.len() - 1].end;
-    let qkv = ColumnParallel::load(
+    let qkv = ColumnParallel::load_narrow(
         ops,
         &[
             (
@@ -372,13 +372,11 @@ fn load_layer<O: TransformerOps>(
             (tensor("self_attn.v_proj.bias", &[kv])?, kv_heads),
         ],
     )?;
-    let gate_up = ColumnParallel::load(
+    let gate_up = GatedParallel::load(
         ops,
-        &[
-            (tensor("mlp.gate_proj.weight", &[i, c])?, mlp.clone()),
-            (tensor("mlp.up_proj.weight", &[i, c])?, mlp),
-        ],
-        &[],
+        tensor("mlp.gate_proj.weight", &[i, c])?,
+        tensor("mlp.up_proj.weight", &[i, c])?,
+        mlp,
     )?;
     let first_head_layer = config.layers - config.head_layers;
     Ok(Layer {

@@ -39,6 +39,8 @@ pub struct StepLimits {
     pub text_vocab: usize,
     /// How far a row sees, its own position included.
     pub window: Option<usize>,
+    /// K/V heads of this rank.
+    pub kv_heads: usize,
 }
 
 /// The rows and draws of a step as the host plans them: parallel arrays of length
@@ -183,8 +185,18 @@ pub trait TransformerOps: Device {
     /// A table of stacked parts.
     fn table(&self, parts: &[MatrixPart]) -> Result<Self::Table>;
 
-    /// The weight of [`TransformerOps::linear_chunked`] in these chunks.
-    fn matrix_in_chunks(&self, part: &MatrixPart, chunks: &[Range<usize>]) -> Result<Self::Matrix>;
+    /// A weight of stacked parts that a device may sum in these chunks of its columns, and that
+    /// [`TransformerOps::linear_chunked`] does.
+    fn matrix_in_chunks(
+        &self,
+        parts: &[MatrixPart],
+        chunks: &[Range<usize>],
+    ) -> Result<Self::Matrix>;
+
+    /// The weight of [`TransformerOps::linear_gated`].
+    fn gated_matrix(&self, gate: MatrixPart, up: MatrixPart) -> Result<Self::Matrix> {
+        self.matrix(&[gate, up])
+    }
 
     /// `len` zeros in the type in which products read activations; [`Device::buffer`] is in that of sums.
     fn activations(&self, len: usize) -> Result<Self::Buffer>;
@@ -299,6 +311,20 @@ pub trait TransformerOps: Device {
         width: usize,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+
+    /// `out[r, i] = silu(gate(x)[r, i]) · up(x)[r, i]`, `[rows, width]`. `scratch` has room for `[rows, 2 · width]`.
+    fn linear_gated(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        w: &Self::Matrix,
+        width: usize,
+        scratch: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.linear(x, rows, w, None, scratch)?;
+        self.silu_mul(scratch, rows, width, out)
+    }
 
     /// The product of a row-parallel weight, not yet summed across ranks: the columns of each
     /// range of `chunks` (a power of two of them, those that `w` was made of) are summed alone and the chunk sums are added as

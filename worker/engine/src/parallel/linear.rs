@@ -15,7 +15,29 @@ pub struct ColumnParallel<D: Device> {
     /// `None` on a rank without outputs.
     weight: Option<D::Matrix>,
     bias: Option<D::Vector>,
-    width: usize,
+}
+
+/// Chunks that the columns of a weight with few outputs may be summed in.
+const NARROW_CHUNKS: usize = 4;
+/// Columns of which chunks are made.
+const NARROW_BLOCK: usize = 64;
+
+impl<D: TransformerOps> ColumnParallel<D> {
+    /// [`ColumnParallel::load`] for a weight whose outputs are too few to keep a device busy: it may sum chunks of its columns
+    /// at a time.
+    pub fn load_narrow(
+        device: &D,
+        weights: &[(HostTensor, Range<usize>)],
+        biases: &[(HostTensor, Range<usize>)],
+    ) -> Result<Self> {
+        Self::load_with(device, weights, biases, |parts| {
+            let cols = parts[0].cols.len();
+            let blocks = cols.div_ceil(NARROW_BLOCK);
+            let bound = |chunk: usize| (blocks * chunk / NARROW_CHUNKS * NARROW_BLOCK).min(cols);
+            let chunks: Vec<_> = (0..NARROW_CHUNKS).map(|c| bound(c)..bound(c + 1)).collect();
+            device.matrix_in_chunks(parts, &chunks)
+        })
+    }
 }
 
 impl<D: Device> ColumnParallel<D> {
@@ -24,6 +46,15 @@ impl<D: Device> ColumnParallel<D> {
         device: &D,
         weights: &[(HostTensor, Range<usize>)],
         biases: &[(HostTensor, Range<usize>)],
+    ) -> Result<Self> {
+        Self::load_with(device, weights, biases, |parts| device.matrix(parts))
+    }
+
+    fn load_with(
+        device: &D,
+        weights: &[(HostTensor, Range<usize>)],
+        biases: &[(HostTensor, Range<usize>)],
+        matrix: impl FnOnce(&[MatrixPart]) -> Result<D::Matrix>,
     ) -> Result<Self> {
         let part = |(tensor, rows): &(HostTensor, Range<usize>)| MatrixPart {
             rows: rows.clone(),
@@ -38,22 +69,11 @@ impl<D: Device> ColumnParallel<D> {
             [] => None,
             _ => Some(device.vector(&biases.iter().map(slice).collect::<Vec<_>>())?),
         };
-        let width = parts.iter().map(|part| part.rows.len()).sum();
-        let weight = if width == 0 {
-            None
-        } else {
-            Some(device.matrix(&parts)?)
+        let weight = match parts.len() {
+            0 => None,
+            _ => Some(matrix(&parts)?),
         };
-        Ok(Self {
-            weight,
-            bias,
-            width,
-        })
-    }
-
-    /// Outputs of this rank.
-    pub fn width(&self) -> usize {
-        self.width
+        Ok(Self { weight, bias })
     }
 
     /// `out` `[rows, width]` from `x` `[rows, in]`.
@@ -66,6 +86,54 @@ impl<D: Device> ColumnParallel<D> {
     ) -> Result<()> {
         match &self.weight {
             Some(weight) => device.linear(x, rows, weight, self.bias.as_ref(), out),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The gate and the up projection of an MLP, split by channel, with the activation between them.
+pub struct GatedParallel<D: Device> {
+    /// `None` on a rank without channels.
+    weight: Option<D::Matrix>,
+    width: usize,
+}
+
+impl<D: TransformerOps> GatedParallel<D> {
+    /// The given channels of both weights.
+    pub fn load(
+        device: &D,
+        gate: HostTensor,
+        up: HostTensor,
+        channels: Range<usize>,
+    ) -> Result<Self> {
+        let width = channels.len();
+        let part = |tensor| MatrixPart {
+            rows: channels.clone(),
+            ..MatrixPart::whole(tensor)
+        };
+        let weight = match width {
+            0 => None,
+            _ => Some(device.gated_matrix(part(gate), part(up))?),
+        };
+        Ok(Self { weight, width })
+    }
+
+    /// Channels of this rank.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// `out` `[rows, width]` from `x` `[rows, in]`; `scratch` has room for `[rows, 2 · width]`.
+    pub fn forward(
+        &self,
+        device: &D,
+        x: &D::Buffer,
+        rows: usize,
+        scratch: &mut D::Buffer,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match &self.weight {
+            Some(weight) => device.linear_gated(x, rows, weight, self.width, scratch, out),
             None => Ok(()),
         }
     }
@@ -126,7 +194,7 @@ impl<D: TransformerOps> RowParallel<D> {
         let weight = if first == last {
             None
         } else {
-            Some(device.matrix_in_chunks(&part, &chunks)?)
+            Some(device.matrix_in_chunks(std::slice::from_ref(&part), &chunks)?)
         };
         Ok(Self {
             weight,

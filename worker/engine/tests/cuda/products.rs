@@ -108,7 +108,9 @@ fn chunked(
         cols: held.clone(),
         ..MatrixPart::whole(tensor(&[outs, cols], 7))
     };
-    let w = cuda.matrix_in_chunks(&part, &local).unwrap();
+    let w = cuda
+        .matrix_in_chunks(std::slice::from_ref(&part), &local)
+        .unwrap();
     let mine: Vec<f32> = x
         .chunks_exact(cols)
         .flat_map(|row| row[held.clone()].to_vec())
@@ -167,6 +169,51 @@ fn chunks_of_any_number_of_ranks_sum_to_the_same_bits() {
                 cuda.tree_sum(&parts, rows * outs, &mut sum).unwrap();
                 let sum = cuda.download(&sum).unwrap();
                 assert_same_bits(&format!("{ranks} ranks, {rows} rows"), &sum, &whole);
+            }
+        }
+    }
+}
+
+/// `silu(gate) · up` of rows of `x`.
+fn gated<O: TransformerOps>(
+    ops: &O,
+    (rows, width, cols): (usize, usize, usize),
+    x: &[f32],
+) -> Vec<f32> {
+    let part = |seed| MatrixPart {
+        rows: 3..3 + width,
+        ..MatrixPart::whole(tensor(&[width + 5, cols], seed))
+    };
+    let w = ops.gated_matrix(part(11), part(12)).unwrap();
+    let mut input = ops.activations(rows * cols).unwrap();
+    ops.write(&x[..rows * cols], &mut input).unwrap();
+    let mut scratch = ops.activations(2 * rows * width).unwrap();
+    let mut out = ops.activations(rows * width).unwrap();
+    ops.write(&vec![f32::NAN; rows * width], &mut out).unwrap();
+    ops.linear_gated(&input, rows, &w, width, &mut scratch, &mut out)
+        .unwrap();
+    ops.download(&out).unwrap()
+}
+
+#[test]
+fn gated_products_are_those_of_the_cpu_and_alike_in_any_batch() {
+    let _gpu = alone();
+    for (width, cols) in [(40, 64), (33, 96), (1000, 256), (129, 1792), (12, 7)] {
+        let most = 300;
+        let x = noise(13, most * cols);
+        let want = gated(&Cpu::new(), (most, width, cols), &x);
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 1e-2)] {
+            let cuda = gpu(precision);
+            let all = gated(&cuda, (most, width, cols), &x);
+            assert_close(
+                &format!("{width}×{cols} {precision:?}"),
+                &all,
+                &want,
+                tolerance,
+            );
+            for rows in [1, 8, 11, 24, 64, 100, 128, 256] {
+                let some = gated(&cuda, (rows, width, cols), &x);
+                assert_same_bits(&format!("{rows} rows"), &some, &all[..rows * width]);
             }
         }
     }

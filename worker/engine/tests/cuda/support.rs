@@ -78,6 +78,7 @@ pub const LIMITS: StepLimits = StepLimits {
     block_size: 16,
     text_vocab: 100,
     window: None,
+    kv_heads: 2,
 };
 
 /// A step of rows (slot, position, token), of which all are picked for images.

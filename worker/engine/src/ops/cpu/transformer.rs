@@ -115,8 +115,8 @@ impl TransformerOps for Cpu {
         self.matrix(parts)
     }
 
-    fn matrix_in_chunks(&self, part: &MatrixPart, _: &[Range<usize>]) -> Result<Matrix> {
-        self.matrix(std::slice::from_ref(part))
+    fn matrix_in_chunks(&self, parts: &[MatrixPart], _: &[Range<usize>]) -> Result<Matrix> {
+        self.matrix(parts)
     }
 
     fn activations(&self, len: usize) -> Result<Buffer> {

@@ -1,7 +1,12 @@
 //! Attention over the paged cache: the work list is in the plan, partial results in a workspace.
 
 use super::{
-    Buffer, Cuda, Element, Kv, Rows, kernels::Argument, mismatch, step::RowsArgument, want,
+    Buffer, Cuda, Element, Kv, Rows,
+    kernels::Argument,
+    kv::HEAD_DIMS,
+    mismatch,
+    step::{KV_BLOCK, RowsArgument},
+    want,
 };
 use crate::{
     Result,
@@ -12,8 +17,45 @@ use crate::{
 const MAX_GROUP: usize = 8;
 /// K/V heads of a rank.
 const MAX_KV_HEADS: usize = 64;
-/// Blocks of the attention kernel that a multiprocessor holds.
-const ATTENTION_BLOCKS: usize = 2;
+/// Threads that compute.
+const THREADS: usize = 128;
+/// K/V blocks of a stage of the ring that bulk copies fill.
+const STAGE_BLOCKS: usize = 4;
+/// Rows up to which most of them are read in splits.
+const FEW_ROWS: usize = 8;
+
+/// A tiling: its kernels' name, stages of its ring, blocks of it that a multiprocessor holds.
+#[derive(Debug, Clone, Copy)]
+struct Tiling {
+    name: &'static str,
+    stages: usize,
+    blocks: usize,
+}
+
+const DEEP: Tiling = Tiling {
+    name: "attention",
+    stages: 6,
+    blocks: 2,
+};
+const SHALLOW: Tiling = Tiling {
+    name: "attention_few",
+    stages: 4,
+    blocks: 3,
+};
+
+impl Tiling {
+    /// Dynamic shared memory: a stage is the keys, or the values, of its blocks; it has two barriers.
+    fn shared(self, dim: usize) -> usize {
+        self.stages * (STAGE_BLOCKS * KV_BLOCK * dim * 2 + 16)
+    }
+}
+
+/// Kernels with dynamic shared memory where there are bulk copies, and how much.
+pub(super) fn shared() -> impl Iterator<Item = (String, usize)> {
+    [DEEP, SHALLOW].into_iter().flat_map(|tiling| {
+        HEAD_DIMS.map(|dim| (format!("{}_{dim}_bf16", tiling.name), tiling.shared(dim)))
+    })
+}
 
 /// `struct Attention` of `kernels/attention.cu`.
 #[repr(C)]
@@ -24,6 +66,7 @@ struct Attention {
     out: u64,
     partials: u64,
     partial_scales: u64,
+    arrived: u64,
     item_count: u64,
     items: u64,
     first_item: u64,
@@ -100,6 +143,7 @@ impl Cuda {
             out: out.memory.address(),
             partials: workspace,
             partial_scales: workspace + (partials * head_dim * 4) as u64,
+            arrived: rows.arrived(),
             item_count: rows.word(layout.item_count()),
             items: rows.word(layout.items()),
             first_item: rows.word(layout.first_items()),
@@ -109,12 +153,25 @@ impl Cuda {
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             first_head: first_heads(kv_head_of, kv_heads)?,
         };
-        let suffix = kv.element.suffix();
-        let blocks = self.multiprocessors * ATTENTION_BLOCKS;
-        let name = format!("attention_{head_dim}_{suffix}");
-        self.launch(&name, [blocks, 1, 1], [128, 1], 0, true, &[&attention])?;
-        let name = format!("attention_merge_{suffix}");
-        let grid = [rows.len(), heads, 1];
-        self.launch(&name, grid, [head_dim, 1], 0, true, &[&attention])
+        // Where there are bulk copies, one more warp fetches.
+        let bulk = self.hopper && kv.element == Element::Bf16;
+        let tiling = match bulk && rows.len() <= FEW_ROWS {
+            true => SHALLOW,
+            false => DEEP,
+        };
+        let (threads, ring) = match bulk {
+            true => (THREADS + 32, tiling.shared(head_dim)),
+            false => (THREADS, 0),
+        };
+        let name = format!("{}_{head_dim}_{}", tiling.name, kv.element.suffix());
+        let blocks = self.multiprocessors * tiling.blocks;
+        self.launch(
+            &name,
+            [blocks, 1, 1],
+            [threads, 1],
+            ring,
+            true,
+            &[&attention],
+        )
     }
 }

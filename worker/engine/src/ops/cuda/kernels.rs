@@ -5,8 +5,9 @@
 use std::{collections::HashMap, ffi::c_void, sync::Mutex};
 
 use super::{
+    attention,
     driver::{Context, Function, Grid, Module, Stream},
-    lock,
+    lock, product,
 };
 use crate::{Error, Result};
 
@@ -47,8 +48,8 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// Kernels for a GPU whose blocks may have `shared` bytes of shared memory.
-    pub(super) fn load(context: &Context, shared: usize) -> Result<Self> {
+    /// Kernels for a GPU whose blocks may have `shared` bytes of shared memory, and which may be of the `hopper` generation.
+    pub(super) fn load(context: &Context, shared: usize, hopper: bool) -> Result<Self> {
         let modules = BINARIES
             .iter()
             .map(|image| Function::module(context, image));
@@ -60,6 +61,14 @@ impl Kernels {
         this.get(SAMPLE.0)?.allow_shared(this.sample_shared())?;
         for name in PRODUCTS {
             this.get(name)?.allow_shared(this.product_shared())?;
+        }
+        if hopper {
+            for (name, bytes) in product::shared() {
+                this.get(name)?.allow_shared(bytes)?;
+            }
+            for (name, bytes) in attention::shared() {
+                this.get(&name)?.allow_shared(bytes)?;
+            }
         }
         Ok(this)
     }

@@ -10,7 +10,11 @@ use crate::{
 };
 
 /// Channels a head that there are kernels for.
-const HEAD_DIMS: [usize; 4] = [16, 32, 64, 128];
+pub(super) const HEAD_DIMS: [usize; 4] = [16, 32, 64, 128];
+
+/// Values that a thread of the rotary embedding has, and threads of its block.
+const ROPE_VALUES: usize = 8;
+const ROPE_THREADS: usize = 512;
 
 /// The paged K/V cache of all layers on the device.
 #[derive(Debug)]
@@ -161,8 +165,9 @@ impl Cuda {
             rows.len() * all * head_dim,
         )?;
         kv.check("rope_append", layer, rows)?;
-        let arguments: [&dyn Argument; 7] = [
+        let arguments: [&dyn Argument; 8] = [
             &rows.argument(),
+            &qkv.sums(),
             &qkv.memory.address(),
             &(heads as i32),
             &(kv_heads as i32),
@@ -171,13 +176,11 @@ impl Cuda {
             &kv.layer(layer),
         ];
         let name = format!("rope_append_{}", kv.element.suffix());
-        self.launch(
-            &name,
-            [rows.len(), all, 1],
-            [head_dim / 2, 1],
-            0,
-            true,
-            &arguments,
-        )
+        let threads = head_dim / ROPE_VALUES;
+        let together = all.min(ROPE_THREADS / threads);
+        let grid = [rows.len(), all.div_ceil(together), 1];
+        self.launch(&name, grid, [threads, together], 0, true, &arguments)?;
+        qkv.pending = None;
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod kernels;
 mod kv;
 mod matrix;
 mod plan;
+mod product;
 mod sample;
 mod step;
 mod transformer;
@@ -46,7 +47,7 @@ pub enum Precision {
 }
 
 /// Changes whenever a kernel's results may.
-const KERNELS_VERSION: u32 = 1;
+const KERNELS_VERSION: u32 = 2;
 
 /// One GPU.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub struct Cuda {
     dependent: bool,
     multiprocessors: usize,
     capability: (usize, usize),
+    /// Whether it has what the kernels for `sm_90a` need.
+    hopper: bool,
 }
 
 /// Element type of a buffer.
@@ -96,6 +99,75 @@ pub struct Buffer {
     memory: Memory,
     len: usize,
     element: Element,
+    /// Where the values are, if they are not in `memory` yet.
+    pending: Option<Pending>,
+    /// Room for planes. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
+    rooms: Vec<Memory>,
+}
+
+/// Planes `[count, rows, width]` in f32, of which the sum (as a balanced tree) and the bias are values of a buffer.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    planes: u64,
+    bias: u64,
+    count: usize,
+    rows: usize,
+    width: usize,
+}
+
+/// `struct Sums` of `kernels/common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    planes: u64,
+    bias: u64,
+    stride: usize,
+    count: i32,
+}
+
+#[allow(unsafe_code)]
+mod layouts {
+    // SAFETY: fields and order are those of the kernels' struct.
+    unsafe impl super::Argument for super::Sums {}
+}
+
+impl Sums {
+    const NONE: Self = Self {
+        planes: 0,
+        bias: 0,
+        stride: 0,
+        count: 0,
+    };
+}
+
+impl Buffer {
+    /// Room for `bytes` of planes.
+    fn planes(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+        if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
+            return Ok(room.address());
+        }
+        let room = Memory::new(&cuda.context, bytes, "partial sums")?;
+        let address = room.address();
+        self.rooms.push(room);
+        Ok(address)
+    }
+
+    /// The values of an f32 buffer, for a kernel that adds them up.
+    fn sums(&self) -> Sums {
+        match self.pending {
+            None => Sums {
+                planes: self.memory.address(),
+                count: 1,
+                ..Sums::NONE
+            },
+            Some(pending) => Sums {
+                planes: pending.planes,
+                bias: pending.bias,
+                stride: pending.rows * pending.width,
+                count: pending.count as i32,
+            },
+        }
+    }
 }
 
 /// Per-channel parameters on the device, in `f32`.
@@ -158,11 +230,14 @@ impl Cuda {
             });
         }
         let stream = Stream::new(&context)?;
+        let hopper = (major, minor) == (9, 0);
         Ok(Self {
             kernels: Kernels::load(
                 &context,
                 of(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+                hopper,
             )?,
+            hopper,
             uploader: Mutex::new(Uploader::default()),
             workspaces: Mutex::default(),
             frequencies: Mutex::default(),
@@ -174,13 +249,6 @@ impl Cuda {
             capability: (major, minor),
             context,
         })
-    }
-
-    /// Whether a kernel may be set up while the one before it ends (where the GPU can do that).
-    #[must_use]
-    pub fn with_dependent_launch(mut self, dependent: bool) -> Self {
-        self.dependent &= dependent;
-        self
     }
 
     /// The GPU's name.
@@ -298,6 +366,8 @@ impl Cuda {
             memory,
             len,
             element,
+            pending: None,
+            rooms: Vec::new(),
         })
     }
 
@@ -320,6 +390,29 @@ impl Cuda {
     /// Launches a kernel; `waits` says that it begins with `wait_previous`, so that it may be set up early.
     fn launch(
         &self,
+        name: &str,
+        grid: [usize; 3],
+        block: [usize; 2],
+        shared: usize,
+        waits: bool,
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        self.launch_as(
+            || name.to_owned(),
+            name,
+            grid,
+            block,
+            shared,
+            waits,
+            arguments,
+        )
+    }
+
+    /// The same for a kernel that is profiled as `label`.
+    #[expect(clippy::too_many_arguments, reason = "a launch and a label")]
+    fn launch_as(
+        &self,
+        label: impl FnOnce() -> String,
         name: &str,
         grid: [usize; 3],
         block: [usize; 2],
@@ -350,9 +443,17 @@ impl Cuda {
         if let (Some(events), Some(start)) = (&mut *profile, start) {
             let end = Event::timed(&self.context)?;
             self.stream.record_event(&end)?;
-            events.push((name.to_owned(), start, end));
+            events.push((label(), start, end));
         }
         Ok(())
+    }
+
+    /// Brings the values of `buffer` into its memory.
+    fn settle(&self, buffer: &Buffer) -> Result<()> {
+        match buffer.pending {
+            Some(pending) => self.finish(pending, buffer),
+            None => Ok(()),
+        }
     }
 
     /// Blocks of 256 threads that keep the GPU busy with `items` items.
@@ -382,6 +483,7 @@ impl Device for Cuda {
 
     fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
         need("read", "buffer", buffer.len, len)?;
+        self.settle(buffer)?;
         let mut values = vec![0.0; len];
         if buffer.element == Element::F32 {
             self.stream.download(&buffer.memory, 0, &mut values)?;
@@ -407,6 +509,7 @@ impl Device for Cuda {
 
     fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<()> {
         need("write", "buffer", buffer.len, values.len())?;
+        buffer.pending = None;
         if buffer.element == Element::F32 {
             return self.stream.upload(values, &buffer.memory, 0);
         }
@@ -441,6 +544,9 @@ impl Device for Cuda {
         if src.element != dst.element {
             return Err(mismatch("copy_rows", "buffers of two types".into()));
         }
+        self.settle(src)?;
+        self.settle(dst)?;
+        dst.pending = None;
         let bytes = |values: usize| values * src.element.size();
         self.stream.copy(
             &src.memory,
@@ -452,8 +558,7 @@ impl Device for Cuda {
     }
 
     fn matrix(&self, parts: &[MatrixPart]) -> Result<Matrix> {
-        let cols = parts.first().map_or(0, |part| part.cols.len());
-        Matrix::new(self, parts, matrix::Chunks::of_columns(cols))
+        Matrix::new(self, parts)
     }
 
     fn vector(&self, parts: &[HostTensor]) -> Result<Vector> {

@@ -1,6 +1,6 @@
 //! The plan of a step as words, laid out as `kernels/step.cu` says.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use crate::{
     Error, Result,
@@ -16,8 +16,10 @@ const HEADER: usize = 4;
 const KV_SPLIT: usize = 256;
 /// Attention items that are one split of a row: their partial results have to be kept.
 const SPLIT_ITEMS: usize = 4096;
-/// Rows from which every row is one item: there are enough of them to keep the GPU busy.
-const WHOLE_ROWS: usize = 257;
+/// Words of an attention item.
+const ITEM_WORDS: usize = 4;
+/// Splits of one K/V head that a GPU reads in the time in which one block computes one.
+const SPLITS_AT_ONCE: usize = 64;
 /// Split number of a whole row.
 const WHOLE: u32 = 0xffff;
 /// No row, no draw, or a token that the device knows.
@@ -27,6 +29,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlanLayout {
     max_rows: usize,
+    kv_heads: usize,
 }
 
 impl PlanLayout {
@@ -45,11 +48,12 @@ impl PlanLayout {
         }
         Ok(Self {
             max_rows: limits.max_rows,
+            kv_heads: limits.kv_heads,
         })
     }
 
     pub(super) fn words(self) -> usize {
-        self.items() + self.max_items()
+        self.items() + ITEM_WORDS * self.max_items()
     }
 
     pub(super) fn max_items(self) -> usize {
@@ -90,15 +94,15 @@ impl PlanLayout {
     }
 
     pub(super) fn items(self) -> usize {
-        HEADER + (6 + 2 * DRAW_WORDS) * self.max_rows
+        (HEADER + (6 + 2 * DRAW_WORDS) * self.max_rows).next_multiple_of(ITEM_WORDS)
     }
 
     fn rows_at(self, first: usize) -> Range<usize> {
         first..first + self.max_rows
     }
 
-    /// Writes `plan`, whose sizes are checked, into `words`.
-    pub(super) fn write(self, plan: &StepPlan, window: Option<usize>, words: &mut [u32]) {
+    /// Writes `plan`, whose sizes are checked, into `words`, and returns how many are used.
+    pub(super) fn write(self, plan: &StepPlan, window: Option<usize>, words: &mut [u32]) -> usize {
         words[self.rows_at(self.tokens())].fill(0);
         for array in [
             self.positions(),
@@ -136,9 +140,10 @@ impl PlanLayout {
             plan.draws.image.len() as u32,
             plan.draws.text.len() as u32,
         ]);
+        self.items() + ITEM_WORDS * items
     }
 
-    /// Writes the work list of the attention and returns its length.
+    /// Writes the work list of the attention (`struct Item` of `kernels/attention.cu`) and returns its length.
     fn write_items(self, plan: &StepPlan, window: Option<usize>, words: &mut [u32]) -> usize {
         let splits = |position: u32| {
             let last = position as usize;
@@ -146,15 +151,28 @@ impl PlanLayout {
             first / KV_SPLIT..last / KV_SPLIT + 1
         };
         let all: usize = plan.positions.iter().map(|&p| splits(p).len()).sum();
-        let split = plan.len() < WHOLE_ROWS && all <= SPLIT_ITEMS;
+        // What the step writes of a sequence begins here.
+        let mut fresh = HashMap::new();
+        for (&slot, &position) in plan.slots.iter().zip(&plan.positions) {
+            let first = fresh.entry(slot).or_insert(position);
+            *first = position.min(*first);
+        }
         let mut count = 0;
-        for (row, &position) in plan.positions.iter().enumerate() {
+        for (row, (&slot, &position)) in plan.slots.iter().zip(&plan.positions).enumerate() {
             let splits = splits(position);
             let mut push = |split: u32| {
-                words[self.items() + count] = row as u32 | split << 16;
+                let at = self.items() + ITEM_WORDS * count;
+                words[at..][..ITEM_WORDS].copy_from_slice(&[
+                    row as u32 | split << 16,
+                    position,
+                    slot,
+                    fresh[&slot],
+                ]);
                 count += 1;
             };
-            if split && splits.len() > 1 {
+            // A row is read by one block, unless that would take longer than the GPU takes for all rows.
+            let long = splits.len() * SPLITS_AT_ONCE > all * self.kv_heads;
+            if long && splits.len() > 1 && all <= SPLIT_ITEMS {
                 let first = splits.clone().map(|split| push(split as u32)).count();
                 words[self.first_items() + row] = (count - first) as u32;
             } else {

@@ -47,6 +47,7 @@ impl Cuda {
             let reason = format!("{} suppressed; at most {MAX_SUPPRESSED}", suppressed.len());
             return Err(mismatch("sample", reason));
         }
+        self.settle(logits)?;
         let (last_tokens, drawn, count, ring_len, max_drawn) = rows.sampling();
         let staged = len * 4 <= self.kernels.sample_shared();
         let mut sampling = Sampling {

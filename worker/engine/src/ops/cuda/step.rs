@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::{
     Cuda,
-    driver::{Event, Graph, Memory, Pinned},
+    driver::{Event, Graph, Memory, Pinned, Stream},
     kernels::Argument,
     plan::PlanLayout,
 };
@@ -90,11 +90,17 @@ pub struct Rows {
     layout: PlanLayout,
     table_stride: usize,
     plans: Pinned,
+    /// Brings plans to `arrivals` while the step before runs.
+    ahead: Stream,
+    arrivals: Memory,
+    brought: Vec<Event>,
     drawn: Pinned,
     plan: Memory,
     count: Memory,
     last_tokens: Memory,
     tables: Memory,
+    /// Splits of each row and K/V head that the attention has finished.
+    arrived: Memory,
     ended: Vec<Event>,
     shape: Shape,
     /// Steps begun.
@@ -105,11 +111,12 @@ pub struct Rows {
     pub(super) last_block: u32,
 }
 
-/// The rows that are computed for `count`: every 8 to 64, every 16 to 256, then every 256; at most `most`.
+/// The rows that are computed for `count`: 1, 2, 4, every 8 to 64, every 16 to 256, then every 256; at most `most`.
 fn bucket(count: usize, most: usize) -> usize {
     let step = match count {
         0 => return 0,
-        1..=64 => 8,
+        1..=4 => return count.next_power_of_two().min(most),
+        5..=64 => 8,
         65..=256 => 16,
         _ => 256,
     };
@@ -158,11 +165,17 @@ impl Rows {
             layout,
             table_stride,
             plans: Pinned::new(&cuda.context, RING * layout.words())?,
+            ahead: Stream::new(&cuda.context)?,
+            arrivals: memory(RING * layout.words())?,
+            brought: (0..RING)
+                .map(|_| Event::new(&cuda.context))
+                .collect::<Result<_>>()?,
             drawn: Pinned::new(&cuda.context, RING * limits.max_rows * 2)?,
             plan: memory(layout.words())?,
             count: memory(1)?,
             last_tokens: memory(limits.slots)?,
             tables: memory(limits.slots * table_stride)?,
+            arrived: memory(limits.max_rows * limits.kv_heads)?,
             ended: (0..RING)
                 .map(|_| Event::new(&cuda.context))
                 .collect::<Result<_>>()?,
@@ -191,6 +204,10 @@ impl Rows {
     /// Where the kernels find the word `index` of the plan.
     pub(super) fn word(&self, index: usize) -> u64 {
         self.plan.address() + 4 * index as u64
+    }
+
+    pub(super) fn arrived(&self) -> u64 {
+        self.arrived.address()
     }
 
     pub(super) fn argument(&self) -> RowsArgument {
@@ -224,7 +241,11 @@ impl Rows {
         let place = self.steps % RING;
         let words =
             &mut self.plans.words_mut()[place * self.layout.words()..][..self.layout.words()];
-        self.layout.write(plan, self.limits.window, words);
+        let used = self.layout.write(plan, self.limits.window, words);
+        let at = 4 * place * self.layout.words();
+        self.ahead.upload(&words[..used], &self.arrivals, at)?;
+        self.ahead.record_event(&self.brought[place])?;
+        cuda.stream.wait_for(&self.brought[place])?;
         let most = self.limits.max_rows;
         self.shape = Shape {
             rows: bucket(plan.len(), most),
@@ -310,7 +331,7 @@ impl Rows {
 
     fn read_plan(&self, cuda: &Cuda) -> Result<()> {
         let begin = Begin {
-            ring: self.plans.address(),
+            ring: self.arrivals.address(),
             plan: self.plan.address(),
             count: self.count.address(),
             last_tokens: self.last_tokens.address(),
@@ -384,6 +405,7 @@ impl Rows {
         // A step that began and failed may not have been counted.
         self.steps = 0;
         cuda.stream.zero(&self.count)?;
+        cuda.stream.zero(&self.arrived)?;
         cuda.stream.wait()
     }
 }
@@ -394,8 +416,8 @@ mod tests {
 
     #[test]
     fn rows_are_rounded_up_to_the_recorded_sizes() {
-        let buckets = [0, 1, 8, 9, 64, 65, 256, 257, 512].map(|count| bucket(count, 512));
-        assert_eq!(buckets, [0, 8, 8, 16, 64, 80, 256, 512, 512]);
+        let buckets = [0, 1, 3, 5, 8, 9, 64, 65, 256, 257, 512].map(|count| bucket(count, 512));
+        assert_eq!(buckets, [0, 1, 4, 8, 8, 16, 64, 80, 256, 512, 512]);
         assert_eq!(bucket(9, 12), 12);
     }
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Buffer, Cuda, Element, Kv, Matrix, Rows, Table, Vector, kernels::Argument, mismatch, need, want,
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Sums, Table, Vector, kernels::Argument, mismatch,
+    need, want,
 };
 use crate::{
     Result,
@@ -15,8 +16,9 @@ use crate::{
     schedule::Mode,
 };
 
-/// Threads of a norm's block.
+/// Threads of a norm's block, and of one that takes four columns at a time.
 const NORM_THREADS: usize = 512;
+const WIDE_NORM_THREADS: usize = 896;
 
 /// `struct Vocabulary` of `kernels/step.cu`.
 #[repr(C)]
@@ -60,22 +62,19 @@ impl Cuda {
         let arguments: [&dyn Argument; 8] = [
             &rows.argument(),
             &h.memory.address(),
-            &delta.map_or(0, |(delta, _)| delta.memory.address()),
+            &delta.map_or(Sums::NONE, |(delta, _)| delta.sums()),
             &i32::from(delta.is_some_and(|(_, multimodal_only)| multimodal_only)),
             &weight,
             &eps,
             &(width as i32),
             &out.map_or(0, |out| out.memory.address()),
         ];
-        let name = format!("residual_norm_{suffix}");
-        self.launch(
-            &name,
-            [rows.len(), 1, 1],
-            [NORM_THREADS, 1],
-            0,
-            true,
-            &arguments,
-        )
+        let (kind, threads) = match width.is_multiple_of(4) && out.is_some() {
+            true => ("_wide", WIDE_NORM_THREADS),
+            false => ("", NORM_THREADS),
+        };
+        let name = format!("residual_norm{kind}_{suffix}");
+        self.launch(&name, [rows.len(), 1, 1], [threads, 1], 0, true, &arguments)
     }
 }
 
@@ -94,8 +93,12 @@ impl TransformerOps for Cuda {
         Table::new(self, parts)
     }
 
-    fn matrix_in_chunks(&self, part: &MatrixPart, chunks: &[Range<usize>]) -> Result<Matrix> {
-        Matrix::in_chunks(self, part, chunks)
+    fn matrix_in_chunks(&self, parts: &[MatrixPart], chunks: &[Range<usize>]) -> Result<Matrix> {
+        Matrix::in_chunks(self, parts, chunks)
+    }
+
+    fn gated_matrix(&self, gate: MatrixPart, up: MatrixPart) -> Result<Matrix> {
+        Matrix::gated(self, &[gate, up])
     }
 
     fn activations(&self, len: usize) -> Result<Buffer> {
@@ -132,6 +135,7 @@ impl TransformerOps for Cuda {
         out: &mut Buffer,
     ) -> Result<()> {
         want("embed", "out", out, Element::F32, rows.len() * table.width)?;
+        out.pending = None;
         let vocabulary = Vocabulary {
             text_first: part.text.start as i32,
             text_len: part.text.len() as i32,
@@ -257,6 +261,22 @@ impl TransformerOps for Cuda {
         self.launch(name, grid, [256, 1], 0, true, &arguments)
     }
 
+    fn linear_gated(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        width: usize,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        if w.is_gated() {
+            return self.gated_product(x, rows, w, out);
+        }
+        self.product(x, rows, w, None, scratch)?;
+        self.silu_mul(scratch, rows, width, out)
+    }
+
     fn linear_chunked(
         &self,
         x: &Buffer,
@@ -282,6 +302,10 @@ impl TransformerOps for Cuda {
         if !parts.len().is_power_of_two() {
             return Err(mismatch("tree_sum", format!("{} parts", parts.len())));
         }
+        for part in parts {
+            self.settle(part)?;
+        }
+        out.pending = None;
         if let [only] = parts {
             return self.stream.copy(&only.memory, 0, &out.memory, 0, len * 4);
         }
@@ -324,6 +348,7 @@ impl TransformerOps for Cuda {
         let width: usize = widths.iter().sum();
         want("concat_columns", "out", out, Element::F32, rows * width)?;
         need("concat_columns", "parts", parts.len(), widths.len())?;
+        out.pending = None;
         let mut column = 0;
         for (part, &part_width) in parts.iter().zip(widths) {
             want(

@@ -4,6 +4,7 @@
 
 mod memory;
 mod stream;
+mod tensor_map;
 
 use std::{ffi::c_int, sync::Arc};
 
@@ -14,6 +15,7 @@ use cudarc::driver::{
 
 pub(super) use memory::{Memory, Pinned};
 pub(super) use stream::{Event, Function, Graph, Grid, Module, Stream};
+pub(super) use tensor_map::TensorMap;
 
 use crate::{Error, Result};
 

@@ -208,6 +208,16 @@ impl Stream {
         })
     }
 
+    /// What follows waits for `event`, which has been recorded.
+    pub(in crate::ops::cuda) fn wait_for(&self, event: &Event) -> Result<()> {
+        self.context.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are valid.
+        check("waiting for an event", unsafe {
+            result::stream::wait_event(self.stream, event.event, flags)
+        })
+    }
+
     pub(in crate::ops::cuda) fn zero(&self, memory: &Memory) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the memory has that many bytes.

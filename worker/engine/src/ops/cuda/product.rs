@@ -1,0 +1,247 @@
+//! Products on Hopper: the choice among the kernels of `kernels/product.cu`.
+
+use super::{Buffer, Cuda, driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch};
+use crate::{Result, parallel::CHUNKS};
+
+/// Outputs of a tile and columns of a block.
+pub(super) const TILE: usize = 64;
+/// Bytes of a tile's block.
+const TILE_BYTES: usize = TILE * TILE * 2;
+/// Threads of a block.
+const THREADS: usize = 320;
+/// Values of which the copy engine's reads are multiples.
+const COPIED_TOGETHER: usize = 8;
+/// Rows up to which a kernel has registers for two chunks.
+const FOLD_ROWS: usize = 128;
+
+/// `struct Product` of `kernels/product.cu`.
+#[repr(C)]
+struct Product {
+    w: u64,
+    out: u64,
+    rows: i32,
+    outs: i32,
+    tiles: i32,
+    blocks: i32,
+    chunks: i32,
+    first_block: [i32; CHUNKS + 1],
+    first_col: [i32; CHUNKS],
+}
+
+/// `struct Spread` of `kernels/product.cu`.
+#[repr(C)]
+struct Spread {
+    from: u64,
+    to: u64,
+    rows: i32,
+    cols: i32,
+    blocks: i32,
+    chunks: i32,
+    first_block: [i32; CHUNKS + 1],
+    first_col: [i32; CHUNKS],
+    last_col: [i32; CHUNKS],
+}
+
+#[allow(unsafe_code)]
+mod layouts {
+    // SAFETY: fields and order are those of the kernels' structs.
+    unsafe impl super::Argument for super::Product {}
+    // SAFETY: as above.
+    unsafe impl super::Argument for super::Spread {}
+    // SAFETY: a tensor map is what the kernel's parameter is.
+    unsafe impl super::Argument for super::TensorMap {}
+}
+
+/// What a kernel makes of its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    /// One plane a chunk.
+    Plain,
+    /// One plane for two chunks.
+    Fold,
+    /// The activation of a gated weight.
+    Gated,
+}
+
+/// A kernel: variant, rows that it makes at once, slots of its two rings.
+#[derive(Debug, Clone, Copy)]
+struct Kernel {
+    name: &'static str,
+    variant: Variant,
+    rows: usize,
+    weights: usize,
+    inputs: usize,
+}
+
+/// As `PRODUCT` of `kernels/product.cu` has them.
+const fn kernel(
+    name: &'static str,
+    variant: Variant,
+    rows: usize,
+    weights: usize,
+    inputs: usize,
+) -> Kernel {
+    Kernel {
+        name,
+        variant,
+        rows,
+        weights,
+        inputs,
+    }
+}
+
+/// The kernels of `kernels/product.cu`, for few rows first.
+const KERNELS: [Kernel; 17] = [
+    kernel("product_8", Variant::Plain, 8, 24, 16),
+    kernel("product_8_fold", Variant::Fold, 8, 24, 16),
+    kernel("product_8_gated", Variant::Gated, 8, 24, 16),
+    kernel("product_16", Variant::Plain, 16, 22, 14),
+    kernel("product_16_fold", Variant::Fold, 16, 22, 14),
+    kernel("product_16_gated", Variant::Gated, 16, 22, 14),
+    kernel("product_32", Variant::Plain, 32, 20, 10),
+    kernel("product_32_fold", Variant::Fold, 32, 20, 10),
+    kernel("product_32_gated", Variant::Gated, 32, 20, 10),
+    kernel("product_64", Variant::Plain, 64, 18, 6),
+    kernel("product_64_fold", Variant::Fold, 64, 16, 8),
+    kernel("product_64_gated", Variant::Gated, 64, 18, 6),
+    kernel("product_128", Variant::Plain, 128, 14, 6),
+    kernel("product_128_fold", Variant::Fold, 128, 12, 7),
+    kernel("product_128_gated", Variant::Gated, 128, 14, 6),
+    kernel("product_256", Variant::Plain, 256, 10, 4),
+    kernel("product_256_gated", Variant::Gated, 256, 10, 4),
+];
+
+impl Kernel {
+    /// The kernel of `variant` that makes `rows` rows at once, or else the one that makes most.
+    fn of(variant: Variant, rows: usize) -> Option<Self> {
+        let mut found = None;
+        for kernel in KERNELS.iter().filter(|kernel| kernel.variant == variant) {
+            found = Some(*kernel);
+            if kernel.rows >= rows {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Dynamic shared memory: the rings, their barriers, and room to align them.
+    const fn shared(self) -> usize {
+        self.weights * TILE_BYTES
+            + self.inputs * self.rows * TILE * 2
+            + 16 * (self.weights + self.inputs)
+            + 1024
+    }
+}
+
+/// Kernels with dynamic shared memory, and how much.
+pub(super) fn shared() -> impl Iterator<Item = (&'static str, usize)> {
+    KERNELS.iter().map(|kernel| (kernel.name, kernel.shared()))
+}
+
+impl Cuda {
+    /// The product with a weight in tiles of [`TILE`], as planes that are yet to be added up, or, of a gated weight, as
+    /// activations. `out` has room for them. Returns the number of planes.
+    pub(super) fn tile_product(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        gated: bool,
+        out: u64,
+    ) -> Result<usize> {
+        let count = w.chunks().count();
+        let variant = match (gated, count) {
+            (true, _) => Variant::Gated,
+            // Half as many planes to write and to read.
+            (false, CHUNKS) if rows <= FOLD_ROWS => Variant::Fold,
+            _ => Variant::Plain,
+        };
+        let kernel = Kernel::of(variant, rows)
+            .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))?;
+        let fold = match variant {
+            Variant::Fold => 2,
+            Variant::Plain | Variant::Gated => 1,
+        };
+        let first_block = w.chunks().first_blocks(TILE);
+        let tiles = w.outs().div_ceil(TILE);
+        let (map, first_col) = self.input(x, rows, w, kernel.rows)?;
+        let product = Product {
+            w: w.address(),
+            out,
+            rows: rows as i32,
+            outs: w.outs() as i32,
+            tiles: tiles as i32,
+            blocks: first_block[CHUNKS],
+            chunks: count as i32,
+            first_block,
+            first_col,
+        };
+        let grid = [self.multiprocessors.min(tiles * count / fold), 1, 1];
+        self.launch_as(
+            || format!("{} ({}×{})", kernel.name, w.outs(), w.cols()),
+            kernel.name,
+            grid,
+            [THREADS, 1],
+            kernel.shared(),
+            true,
+            &[&product, &map],
+        )?;
+        Ok(count / fold)
+    }
+
+    /// `x` as the copy engine reads it, and where its chunks begin.
+    fn input(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        box_rows: usize,
+    ) -> Result<(TensorMap, [i32; CHUNKS])> {
+        let (chunks, cols) = (w.chunks(), w.cols());
+        let first_col = chunks.columns(|c| c.start);
+        let readable = |&column: &i32| (column as usize).is_multiple_of(COPIED_TOGETHER);
+        if cols.is_multiple_of(COPIED_TOGETHER) && first_col.iter().all(readable) {
+            let map = TensorMap::new(x.memory.address(), rows, cols, box_rows)?;
+            return Ok((map, first_col));
+        }
+        let first_block = chunks.first_blocks(TILE);
+        let stride = first_block[CHUNKS] as usize * TILE;
+        let to = self.workspace(rows * stride * 2)?;
+        let spread = Spread {
+            from: x.memory.address(),
+            to,
+            rows: rows as i32,
+            cols: cols as i32,
+            blocks: first_block[CHUNKS],
+            chunks: chunks.count() as i32,
+            first_block,
+            first_col,
+            last_col: chunks.columns(|c| c.end),
+        };
+        let grid = [self.blocks(rows * stride), 1, 1];
+        self.launch("spread_chunks", grid, [256, 1], 0, true, &[&spread])?;
+        let first_col = std::array::from_fn(|chunk| first_block[chunk] * TILE as i32);
+        Ok((TensorMap::new(to, rows, stride, box_rows)?, first_col))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_go_by_rows() {
+        let name = |variant, rows| Kernel::of(variant, rows).map(|kernel| kernel.name);
+        assert_eq!(name(Variant::Plain, 1), Some("product_8"));
+        assert_eq!(name(Variant::Fold, 17), Some("product_32_fold"));
+        assert_eq!(name(Variant::Fold, 400), Some("product_128_fold"));
+        assert_eq!(name(Variant::Gated, 512), Some("product_256_gated"));
+    }
+
+    #[test]
+    fn rings_fit_into_a_multiprocessor() {
+        for kernel in KERNELS {
+            assert!(kernel.shared() <= 227 << 10, "{kernel:?}");
+        }
+    }
+}

@@ -8,8 +8,9 @@ use std::{
 };
 
 /// Files of `kernels/`.
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "attention",
+    "gather",
     "linear",
     "norm",
     "pack",

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xomni_engine::Result;
 use xomni_worker::roles::{backbone, decoder};
 
 #[derive(Debug, Parser)]
@@ -20,17 +21,24 @@ enum Role {
     Decoder(decoder::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let result = match Cli::parse().role {
-        Role::Backbone(arguments) => backbone::run(arguments).await,
-        Role::Decoder(arguments) => decoder::run(arguments).await,
-    };
-    match result {
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Before there are threads. Where it fails, groups of GPUs are refused.
+    #[cfg(feature = "cuda")]
+    let _ = xomni_engine::ops::cuda::forbid_multicast();
+    match run(cli.role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[tokio::main]
+async fn run(role: Role) -> Result<()> {
+    match role {
+        Role::Backbone(arguments) => backbone::run(arguments).await,
+        Role::Decoder(arguments) => decoder::run(arguments).await,
     }
 }

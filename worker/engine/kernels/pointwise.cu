@@ -41,13 +41,6 @@ extern "C" __global__ void __launch_bounds__(256)
     silu_mul(gate_up, rows, width, out);
 }
 
-// out = a + b, one level of a tree over ranks. grid-stride, block 256.
-extern "C" __global__ void __launch_bounds__(256) add(const float *a, const float *b, int len, float *out) {
-    let_next_start();
-    wait_previous();
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < len; i += gridDim.x * 256) out[i] = a[i] + b[i];
-}
-
 // f32 from bf16 and back. grid-stride, block 256.
 extern "C" __global__ void __launch_bounds__(256) widen(const bf16 *from, float *to, int len) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < len; i += gridDim.x * 256) to[i] = to_float(from[i]);

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming, transport::Channel};
 use xomni_cluster::record::{EpochRecord, WorkerState};
-use xomni_engine::{Error, Result, parallel::NetAbort, schedule::Step};
+use xomni_engine::{Error, Result, parallel::Abort, schedule::Step};
 use xomni_proto::worker::{FollowerFrame, LeaderFrame, ranks_client::RanksClient};
 
 use super::{
@@ -181,7 +181,7 @@ impl<S: EpochStore> Follower<S> {
             spans: self.part.spans(),
             listeners: Some(listeners),
             events: sender,
-            abort: NetAbort::default(),
+            abort: Abort::default(),
             connecting: None,
             collector: None,
         };
@@ -242,7 +242,7 @@ struct Life {
     /// Taken when the ranks connect.
     listeners: Option<Vec<std::net::TcpListener>>,
     events: mpsc::Sender<RanksEvent>,
-    abort: NetAbort,
+    abort: Abort,
     connecting: Option<JoinHandle<()>>,
     collector: Option<Collector>,
 }

@@ -16,7 +16,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use xomni_cluster::record::{EpochRecord, Load, WorkerState};
-use xomni_engine::{Error, Result, parallel::NetAbort, schedule::SchedulerConfig};
+use xomni_engine::{Error, Result, parallel::Abort, schedule::SchedulerConfig};
 
 use self::peers::{PeerEvent, Peers};
 use super::{
@@ -158,7 +158,7 @@ impl<S: EpochStore> Leader<S> {
             peers: Peers::new(record.number, sender.clone()),
             listeners: Some(listeners),
             events: sender,
-            abort: NetAbort::default(),
+            abort: Abort::default(),
             connecting: None,
             backbone: None,
             drain: None,
@@ -304,7 +304,7 @@ struct Life {
     /// Taken when the ranks connect.
     listeners: Option<Vec<std::net::TcpListener>>,
     events: mpsc::Sender<Event>,
-    abort: NetAbort,
+    abort: Abort,
     connecting: Option<JoinHandle<()>>,
     backbone: Option<LocalBackbone>,
     drain: Option<Drain>,

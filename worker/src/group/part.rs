@@ -11,7 +11,7 @@ use xomni_cluster::record::{EpochRecord, Load, WorkerState};
 use xomni_engine::{
     Error, Result,
     group::{Connection, ThreadGroup},
-    parallel::{NetAbort, NetConfig, local_group},
+    parallel::{Abort, NetConfig},
 };
 use xomni_proto::PROTOCOL_VERSION;
 
@@ -93,14 +93,11 @@ impl Part {
         id: &EpochId,
         formation: &Formation,
         listeners: Vec<TcpListener>,
-        abort: &NetAbort,
+        abort: &Abort,
     ) -> Result<()> {
         let ranks = self.ranks.ranks();
         let connections = if ranks.len() == self.size as usize {
-            local_group(ranks.len())
-                .into_iter()
-                .map(Connection::Local)
-                .collect()
+            Connection::local(ranks.len(), abort)
         } else {
             let net = |(rank, listener)| Connection::Net {
                 listener,

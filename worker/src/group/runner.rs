@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use xomni_engine::{
     Error, Result,
     group::{StepOutput, ThreadGroup},
-    parallel::NetAbort,
+    parallel::Abort,
     schedule::Step,
 };
 
@@ -38,7 +38,7 @@ pub(super) struct EpochRunner<E> {
     pub ranks: Arc<ThreadGroup>,
     pub spans: RankSpans,
     pub events: mpsc::Sender<E>,
-    pub abort: NetAbort,
+    pub abort: Abort,
     pub timer: StepTimer,
     /// Steps that were submitted and not collected.
     pub given: VecDeque<Given>,

@@ -50,15 +50,16 @@ pub fn scheduler_config(
     })
 }
 
-/// Bytes of the weights in `bf16` that `ranks` ranks of a group of `size` hold.
-pub fn weight_bytes(config: &BackboneConfig, ranks: usize, size: usize) -> usize {
+/// Bytes of the weights in `bf16` that a rank of a group of `size` holds.
+pub fn weight_bytes(config: &BackboneConfig, size: usize) -> usize {
     let (c, q) = (config.hidden, config.heads * config.head_dim);
     // Where there are fewer K/V heads than ranks, every rank holds one.
     let kv = config.kv_heads.max(size) * config.head_dim;
     let layer = c * (2 * q + 2 * kv + 3 * config.intermediate);
-    let tables = c * (2 * config.text_vocab + config.mm_vocab + config.image_vocab);
-    let all = config.layers * layer + tables;
-    all.div_ceil(size.max(1)) * ranks * size_of::<u16>()
+    let split = config.layers * layer + c * (config.text_vocab + config.image_vocab);
+    // Every rank has both embedding tables.
+    let whole = c * (config.text_vocab + config.mm_vocab);
+    (split.div_ceil(size.max(1)) + whole) * size_of::<u16>()
 }
 
 /// What plans within these limits may refer to.

@@ -21,7 +21,7 @@ use xomni_proto::{
 
 use super::{
     arguments::{Common, worker_id},
-    device::{Device, DeviceKind},
+    device::{DeviceKind, Devices, placement},
 };
 use crate::{
     backbone::{BackboneHandle, BackboneMeter},
@@ -54,12 +54,20 @@ pub struct Arguments {
     /// Ranks of this process; all of the group by default
     #[arg(long, value_name = "RANKS")]
     ranks: Option<u32>,
-    /// Tensor-parallel degree: ranks of the group, 1, 2, 4 or 8
-    #[arg(long, value_name = "RANKS", default_value_t = 1)]
-    tp: u32,
-    /// What the ranks of this process run on
+    /// Tensor-parallel degree: ranks of the group, 1, 2, 4 or 8; by default as many as --devices names
+    #[arg(long, value_name = "RANKS")]
+    tp: Option<u32>,
+    /// What the ranks of this process run on: `cpu`, `cuda` (the first GPU) or `cuda:NUMBER`
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
+    /// GPUs of the ranks of this process, one each, in order of rank
+    #[arg(
+        long,
+        value_name = "NUMBER,…",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    devices: Vec<usize>,
     /// Memory for keys and values of this process, in MiB; by default 2048 on a CPU, and on a GPU
     /// what the weights leave of nine tenths of it
     #[arg(long, value_name = "MIB")]
@@ -70,18 +78,25 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// Ranks of the group.
+    fn tp(&self) -> u32 {
+        let devices = u32::try_from(self.devices.len()).unwrap_or(u32::MAX);
+        self.tp.unwrap_or(devices.max(1))
+    }
+
     /// Ranks of this process.
     fn own_ranks(&self) -> u32 {
         self.ranks
-            .unwrap_or(self.tp.saturating_sub(self.first_rank))
+            .unwrap_or(self.tp().saturating_sub(self.first_rank))
     }
 
     /// # Errors
     /// [`Error::Unsupported`] for processes that could never find each other.
     fn check(&self) -> Result<()> {
-        if self.common.etcd.is_empty() && self.own_ranks() != self.tp {
+        let (own, tp) = (self.own_ranks(), self.tp());
+        if self.common.etcd.is_empty() && own != tp {
             return Err(Error::Unsupported {
-                what: format!("{} of {} ranks without --etcd", self.own_ranks(), self.tp),
+                what: format!("{own} of {tp} ranks without --etcd"),
                 reason: "the processes of a group find each other there".into(),
             });
         }
@@ -140,16 +155,17 @@ fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part,
     let source = common.source()?;
     let config = XOmniConfig::open(model)?;
     let tokenizer = Tokenizer::open(model, &config)?;
-    let device = Device::open(arguments.device)?;
-    let size = arguments.tp as usize;
+    let size = arguments.tp() as usize;
     let first = arguments.first_rank as usize;
     let own = first..first + arguments.own_ranks() as usize;
+    let places = placement(arguments.device, &arguments.devices, own.len())?;
+    let devices = Devices::open(&places)?;
     let backbone = &config.backbone;
     let kv_bytes = match arguments.kv_memory {
         Some(mebibytes) => mebibytes << 20,
-        None => device.kv_bytes(sizes::weight_bytes(backbone, own.len(), size))?,
+        None => devices.kv_bytes(sizes::weight_bytes(backbone, size))?,
     };
-    let kv_values = kv_bytes / device.kv_value_bytes();
+    let kv_values = kv_bytes / devices.kv_value_bytes();
     let queue = arguments.max_queue;
     let scheduler = sizes::scheduler_config(backbone, own.clone(), size, kv_values, queue)?;
     let weights = match source {
@@ -165,13 +181,13 @@ fn load(arguments: &Arguments, bound: SocketAddr, host: String) -> Result<(Part,
         suppressed: vec![tokenizer.som(), tokenizer.eom(), tokenizer.image_marker()],
         keep_logits: false,
     };
-    let ranks = device.start(backbone, weights, &group, own)?;
+    let ranks = devices.start(backbone, weights, &group, own)?;
     ranks.warm_up()?;
     let part = Part {
         group: arguments.group.clone(),
-        size: arguments.tp,
+        size: arguments.tp(),
         ranks: Arc::new(ranks),
-        fingerprint: fingerprint::tokens(model, source, &device.numerics())?,
+        fingerprint: fingerprint::tokens(model, source, &devices.numerics())?,
         limits: sizes::plan_limits(backbone, &scheduler),
         listen: bound.ip(),
         host,

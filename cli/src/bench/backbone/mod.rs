@@ -21,7 +21,7 @@ use xomni_engine::{
 };
 use xomni_worker::{
     group::sizes,
-    roles::device::{Device, DeviceKind},
+    roles::device::{DeviceKind, Devices},
 };
 
 use self::{
@@ -63,8 +63,8 @@ pub struct Arguments {
     /// Layers; all by default
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     layers: Option<u32>,
-    /// What it runs on
-    #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cuda)]
+    /// What it runs on: `cpu`, `cuda` (the first GPU) or `cuda:NUMBER`
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cuda(0))]
     device: DeviceKind,
     /// What is measured
     #[arg(
@@ -122,15 +122,18 @@ pub struct Arguments {
 impl Arguments {
     /// Checks, measures and prints.
     pub async fn run(self) -> Result<(), CliError> {
-        let measure = move || match Device::open(self.device)? {
-            Device::Cpu(ref cpu) => self.measure(cpu, &Device::Cpu(cpu.clone())),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(ref cuda) => self.measure(cuda, &Device::Cuda(cuda.clone())),
+        let measure = move || {
+            let devices = Devices::open(&[self.device])?;
+            match &devices {
+                Devices::Cpu(cpu) => self.measure(cpu, &devices),
+                #[cfg(feature = "cuda")]
+                Devices::Cuda(gpus) => self.measure(&gpus[0], &devices),
+            }
         };
         tokio::task::spawn_blocking(measure).await?
     }
 
-    fn measure<O: Measured>(&self, ops: &Arc<O>, device: &Device) -> Result<(), CliError> {
+    fn measure<O: Measured>(&self, ops: &Arc<O>, device: &Devices) -> Result<(), CliError> {
         let WeightsSource::Random(seed) = self.weights.0 else {
             return Err(CliError::Argument("--weights: must be random:SEED".into()));
         };
@@ -201,7 +204,7 @@ impl Arguments {
     fn limits(
         &self,
         config: &BackboneConfig,
-        device: &Device,
+        device: &Devices,
     ) -> Result<SchedulerConfig, CliError> {
         let most = |values: &[u32]| values.iter().copied().max().unwrap_or(0) as usize;
         let blocks = |positions: usize| positions.div_ceil(sizes::BLOCK_SIZE);
@@ -222,7 +225,7 @@ impl Arguments {
         let block = sizes::BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2;
         let bytes = match self.kv_memory {
             Some(mebibytes) => mebibytes << 20,
-            None => device.kv_bytes(sizes::weight_bytes(config, 1, 1))?,
+            None => device.kv_bytes(sizes::weight_bytes(config, 1))?,
         };
         Ok(SchedulerConfig {
             max_rows: rows.max(PREFILL_ROWS),

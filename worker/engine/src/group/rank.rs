@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     model::backbone::Backbone,
     ops::{RowDraw, StepPlan, StepRows, TransformerOps},
-    parallel::Collective,
+    parallel::{Collective, collective::Unconnected},
     sampling::{Draw, Drawn},
     schedule::{Admission, Mode, Sample, Slot, Step},
 };
@@ -74,16 +74,29 @@ impl<O: TransformerOps> Rank<O> {
         }
     }
 
-    /// Forgets every sequence and step and exchanges through `collective` from here on.
+    /// Leaves the epoch: neither other ranks nor the device wait for this one any more, and every
+    /// sequence and step is forgotten.
     ///
     /// # Errors
     /// What the device says.
-    pub fn begin_epoch(&mut self, collective: Box<dyn Collective<O>>) -> Result<()> {
+    pub fn leave(&mut self) -> Result<()> {
         self.sequences.clear();
         self.launched.clear();
-        // First, since others may wait for this rank.
+        self.backbone.abort();
+        let forgotten = self.ops.forget(&mut self.rows);
+        let unconnected = Unconnected(self.group_size());
+        self.backbone.set_collective(Box::new(unconnected));
+        forgotten
+    }
+
+    /// Exchanges through `collective` from here on.
+    pub fn join(&mut self, collective: Box<dyn Collective<O>>) {
         self.backbone.set_collective(collective);
-        self.ops.forget(&mut self.rows)
+    }
+
+    /// The device that it runs on.
+    pub fn ops(&self) -> &O {
+        &self.ops
     }
 
     /// Number of ranks of the group.
@@ -143,10 +156,11 @@ impl<O: TransformerOps> Rank<O> {
     /// Waits for the oldest step that was launched and not collected.
     ///
     /// # Errors
-    /// [`Error::GroupLost`] if there is none, or whatever the device says.
+    /// [`Error::GroupLost`] if there is none, or whatever the device or the collective says.
     pub fn collect(&mut self) -> Result<StepOutput> {
         let launched = self.launched.pop_front();
         let launched = launched.ok_or_else(|| Error::GroupLost("no step is in flight".into()))?;
+        self.backbone.wait(&self.rows)?;
         let drawn = self.ops.drawn(&mut self.rows)?;
         let id = |(drawn, mode): (Option<Drawn>, Mode)| {
             drawn.map(|drawn| (self.backbone.vocabulary(mode).start + drawn.index, drawn))
@@ -237,5 +251,12 @@ impl<O: TransformerOps> Rank<O> {
             }
         }
         Ok(logits)
+    }
+}
+
+impl<O: TransformerOps> Drop for Rank<O> {
+    fn drop(&mut self) {
+        // What the device says now concerns nobody.
+        let _ = self.leave();
     }
 }

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::rank::{Rank, StepOutput};
@@ -16,13 +16,17 @@ use crate::{
     model::backbone::Backbone,
     ops::TransformerOps,
     parallel::{
-        Collective, LocalCollective, NetAbort, NetCollective, NetConfig, Shard, local_group,
+        Abort, Collective, LocalCollective, Meeting, NetCollective, NetConfig, Shard,
+        collective::{Alone, Unconnected},
+        local, local_group,
     },
     schedule::{Admission, Mode, Row, Step, TokenSource},
 };
 
 /// How often a step that runs alone is looked at.
 const POLL: Duration = Duration::from_micros(50);
+/// A step that runs for so long is waited for.
+const LONG: Duration = Duration::from_millis(100);
 
 /// Sizes of a group.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +51,12 @@ pub struct GroupConfig {
 #[derive(Debug)]
 pub enum Connection {
     /// All ranks are threads of this process.
-    Local(LocalCollective),
+    Local {
+        /// Its end of the group.
+        collective: LocalCollective,
+        /// Ends the epoch from another thread.
+        abort: Abort,
+    },
     /// Every other rank is taken to have what this one has: for a first step that nobody reads.
     Alone,
     /// Ranks of several processes.
@@ -57,20 +66,48 @@ pub enum Connection {
         /// The rank's place in the epoch.
         config: NetConfig,
         /// Ends the epoch from another thread.
-        abort: NetAbort,
+        abort: Abort,
     },
 }
 
 impl Connection {
-    fn open<O: TransformerOps>(self, size: usize) -> Result<Box<dyn Collective<O>>> {
-        Ok(match self {
-            Self::Local(collective) => Box::new(collective),
-            Self::Alone => Box::new(Alone(size)),
+    /// Connections of all `size` ranks, threads of this process.
+    pub fn local(size: usize, abort: &Abort) -> Vec<Self> {
+        let connection = |collective| Self::Local {
+            collective,
+            abort: abort.clone(),
+        };
+        local_group(size).into_iter().map(connection).collect()
+    }
+
+    /// Connects rank `number`, which has left the epoch before. Where ranks share no device, devices may
+    /// exchange on their own.
+    fn open<O: TransformerOps>(
+        self,
+        rank: &Rank<O>,
+        number: usize,
+        shared: bool,
+    ) -> Result<Box<dyn Collective<O>>> {
+        let (host, deadline, abort): (Box<dyn Collective<O>>, _, _) = match self {
+            Self::Alone => return Ok(Box::new(Alone(rank.group_size()))),
+            Self::Local { collective, abort } => (Box::new(collective), local::DEADLINE, abort),
             Self::Net {
                 listener,
                 config,
                 abort,
-            } => Box::new(NetCollective::connect(&listener, &config, &abort)?),
+            } => {
+                let net = NetCollective::connect(&listener, &config, &abort)?;
+                (Box::new(net), config.deadline, abort)
+            }
+        };
+        if shared || rank.group_size() == 1 {
+            return Ok(host);
+        }
+        rank.ops().exchange(Meeting {
+            rank: number,
+            host,
+            deadline,
+            abort,
         })
     }
 }
@@ -106,7 +143,7 @@ impl fmt::Debug for ThreadGroup {
 }
 
 impl ThreadGroup {
-    /// All ranks of a group, ready to run steps.
+    /// All ranks of a group on one device, ready to run steps.
     ///
     /// # Errors
     /// As [`ThreadGroup::start_part`].
@@ -116,18 +153,20 @@ impl ThreadGroup {
         weights: Weights,
         group: &GroupConfig,
     ) -> Result<Self> {
-        let ranks = Self::start_part(ops, config, weights, group, 0..group.ranks)?;
+        let devices = std::slice::from_ref(ops);
+        let ranks = Self::start_part(devices, config, weights, group, 0..group.ranks)?;
         ranks.reset_local()?;
         Ok(ranks)
     }
 
     /// Loads the parts of `weights` that `ranks` hold (and refuses tensors that no part knows), then
-    /// starts the threads. They run no step before the first [`ThreadGroup::reset`].
+    /// starts the threads. They run no step before the first [`ThreadGroup::reset`]. `devices` are one
+    /// for each rank, in order, or one for all of them.
     ///
     /// # Errors
     /// A degree that cannot work, or whatever loading says.
     pub fn start_part<O: TransformerOps>(
-        ops: &Arc<O>,
+        devices: &[Arc<O>],
         config: &BackboneConfig,
         mut weights: Weights,
         group: &GroupConfig,
@@ -139,8 +178,14 @@ impl ThreadGroup {
                 reason: format!("the group has ranks 0..{}", group.ranks),
             });
         }
+        if ![1, ranks.len()].contains(&devices.len()) {
+            return Err(Error::Unsupported {
+                what: format!("{} devices", devices.len()),
+                reason: format!("ranks {ranks:?} need one each, or one for all"),
+            });
+        }
         let mut loaded = Vec::new();
-        for index in ranks.clone() {
+        for (index, ops) in ranks.clone().zip(devices.iter().cycle()) {
             let shard = Shard::new(index, group.ranks)?;
             let (ops, unconnected) = (ops.clone(), Box::new(Unconnected(group.ranks)));
             let rows = group.max_rows;
@@ -165,12 +210,15 @@ impl ThreadGroup {
         let mut commands = Vec::new();
         let mut reports = Vec::new();
         let mut threads = Vec::new();
+        let shared = loaded
+            .windows(2)
+            .any(|pair| std::ptr::eq(pair[0].ops(), pair[1].ops()));
         for (index, rank) in ranks.clone().zip(loaded) {
             let (command, inbox) = mpsc::channel();
             let (outbox, report) = mpsc::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("rank-{index}"))
-                .spawn(move || serve(rank, &inbox, &outbox))
+                .spawn(move || serve(rank, index, shared, &inbox, &outbox))
                 .map_err(|error| Error::GroupLost(format!("rank {index} cannot start: {error}")))?;
             commands.push(command);
             reports.push(report);
@@ -227,8 +275,7 @@ impl ThreadGroup {
     /// # Errors
     /// [`Error::GroupLost`] if a rank has ended.
     pub fn reset_local(&self) -> Result<()> {
-        let ends = local_group(self.ranks.len());
-        self.reset(ends.into_iter().map(Connection::Local).collect())
+        self.reset(Connection::local(self.ranks.len(), &Abort::default()))
     }
 
     /// Runs one row through all weights of this process, so that no request is the first to touch
@@ -326,47 +373,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An exchange with copies of oneself.
-struct Alone(usize);
-
-impl<O: TransformerOps> Collective<O> for Alone {
-    fn size(&self) -> usize {
-        self.0
-    }
-
-    fn all_gather(
-        &mut self,
-        device: &O,
-        mine: &O::Buffer,
-        len: usize,
-        parts: &mut [O::Buffer],
-    ) -> Result<()> {
-        let values = device.read(mine, len)?;
-        parts
-            .iter_mut()
-            .try_for_each(|part| device.write(&values, part))
-    }
-}
-
-/// What a rank has between epochs.
-struct Unconnected(usize);
-
-impl<O: TransformerOps> Collective<O> for Unconnected {
-    fn size(&self) -> usize {
-        self.0
-    }
-
-    fn all_gather(&mut self, _: &O, _: &O::Buffer, _: usize, _: &mut [O::Buffer]) -> Result<()> {
-        Err(Error::GroupLost("not connected".into()))
-    }
-}
-
 /// The life of a rank's thread. After a failure it is deaf to steps until the next epoch.
 ///
 /// Steps are launched as they come and collected as they end, in order: a device that works by itself
 /// never waits for this thread to hand it the next one.
 fn serve<O: TransformerOps>(
     mut rank: Rank<O>,
+    number: usize,
+    shared: bool,
     commands: &mpsc::Receiver<Command>,
     reports: &mpsc::Sender<Report>,
 ) {
@@ -382,9 +396,10 @@ fn serve<O: TransformerOps>(
         };
         let report = match command {
             Ok(Command::Reset(connection)) => {
-                let connected = connection
-                    .open(rank.group_size())
-                    .and_then(|collective| rank.begin_epoch(collective));
+                let connected = rank
+                    .leave()
+                    .and_then(|()| connection.open(&rank, number, shared))
+                    .map(|collective| rank.join(collective));
                 lost = connected.as_ref().err().map(Error::to_string);
                 Some(Report::Reset(connected))
             }
@@ -412,7 +427,7 @@ fn serve<O: TransformerOps>(
         {
             lost = Some(error.to_string());
             // Frees the ranks that wait for this one. What ended the epoch is known already.
-            let _ = rank.begin_epoch(Box::new(Unconnected(rank.group_size())));
+            let _ = rank.leave();
         }
         if reports.send(report).is_err() {
             return;
@@ -420,14 +435,16 @@ fn serve<O: TransformerOps>(
     }
 }
 
-/// What comes while a rank's only step runs; [`mpsc::TryRecvError::Empty`] once that has ended, or failed.
-/// Waiting for the step alone would leave the device without work when it ends: the one that follows is
-/// planned while it runs.
+/// What comes while a rank's only step runs; [`mpsc::TryRecvError::Empty`] once that has ended, failed, or
+/// run for long. Waiting for the step alone would leave the device without work when it ends: the one that
+/// follows is planned while it runs. Of a long step that is the lesser part, and what is long may wait for
+/// a rank that is lost, which [`Rank::collect`] sees.
 fn next_or_end<O: TransformerOps>(
     rank: &Rank<O>,
     commands: &mpsc::Receiver<Command>,
 ) -> Result<Command, mpsc::TryRecvError> {
-    loop {
+    let since = Instant::now();
+    while since.elapsed() < LONG {
         match commands.recv_timeout(POLL) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -436,9 +453,10 @@ fn next_or_end<O: TransformerOps>(
             Ok(command) => return Ok(command),
         }
         if !matches!(rank.ended(), Ok(false)) {
-            return Err(mpsc::TryRecvError::Empty);
+            break;
         }
     }
+    Err(mpsc::TryRecvError::Empty)
 }
 
 impl Drop for ThreadGroup {

@@ -58,7 +58,6 @@ struct Scratch<O: Device> {
     /// Final-normed picked rows `[rows, hidden]`.
     normed: O::Buffer,
     exchange: ExchangeBuffers<O>,
-    embedded: Vec<O::Buffer>,
 }
 
 /// One rank's share of the backbone.
@@ -116,10 +115,6 @@ impl<O: TransformerOps> Backbone<O> {
         // Sums, and what products read.
         let buffer = |width: usize| ops.buffer(max_rows * width);
         let activations = |width: usize| ops.activations(max_rows * width);
-        let embedded = match ranks {
-            1 => vec![],
-            _ => (0..ranks).map(|_| buffer(hidden)).collect::<Result<_>>()?,
-        };
         let scratch = Scratch {
             h: buffer(hidden)?,
             x: activations(hidden)?,
@@ -130,7 +125,6 @@ impl<O: TransformerOps> Backbone<O> {
             activated: activations(intermediate)?,
             normed: activations(hidden)?,
             exchange: ExchangeBuffers::new(&*ops, max_rows * hidden, ranks)?,
-            embedded,
         };
         let head = |weight, vocab| VocabularyHead::load(&*ops, shard, weight, vocab, max_rows);
         Ok(Self {
@@ -139,7 +133,7 @@ impl<O: TransformerOps> Backbone<O> {
             query_heads,
             kv_heads,
             kv_head_of,
-            embedding: VocabularyEmbedding::load(&*ops, shard, text_table, image_table)?,
+            embedding: VocabularyEmbedding::load(&*ops, text_table, image_table)?,
             layers,
             text_norm: ops.vector(&[weights.tensor("model.lm_norm.weight", &[hidden])?])?,
             image_norm: ops.vector(&[weights.tensor("model.mm_norm.weight", &[hidden])?])?,
@@ -203,8 +197,7 @@ impl<O: TransformerOps> Backbone<O> {
             None => Ok(()),
         };
 
-        self.embedding
-            .forward(ops, collective, &mut s.embedded, rows, &mut s.h)?;
+        self.embedding.forward(ops, rows, &mut s.h)?;
         observe(Stage::Embedding, &s.h)?;
         let mut multimodal_only = false;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -293,7 +286,21 @@ impl<O: TransformerOps> Backbone<O> {
 
     /// Whether a step does nothing but operations of the device.
     pub fn replayable(&self) -> bool {
-        self.collective.size() == 1
+        self.collective.on_device()
+    }
+
+    /// Waits until the oldest step of `rows` that was not collected has ended, as far as other ranks
+    /// have a part in that.
+    ///
+    /// # Errors
+    /// [`crate::Error::GroupLost`] if one of them is gone or overdue.
+    pub fn wait(&mut self, rows: &O::Rows) -> Result<()> {
+        self.collective.wait(&mut || rows.ended())
+    }
+
+    /// Ends the exchange with other ranks, so that nothing waits for them.
+    pub fn abort(&mut self) {
+        self.collective.abort();
     }
 
     /// Tokens that a mode can draw, and the id of the first of them.

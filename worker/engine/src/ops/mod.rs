@@ -11,6 +11,7 @@ mod image;
 mod transformer;
 
 pub use image::{Activation, AttentionShape, ConvShape, ImageOps, Norm};
+use transformer::column_parts;
 pub use transformer::{
     ByMode, KvLayout, RowDraw, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
     VocabularyPart,

@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{Device, MatrixPart};
 use crate::{
     Result,
+    parallel::{Collective, Meeting},
     sampling::{Draw, Drawn},
     schedule::{Mode, Slot, TokenSource},
 };
@@ -179,6 +180,19 @@ pub trait TransformerOps: Device {
     /// Steps that may have begun before the oldest of them is collected ([`TransformerOps::drawn`]).
     const IN_FLIGHT: usize;
 
+    /// The exchange of a rank that has this device for itself, once it has met the others: through
+    /// the host, where devices have no way to each other.
+    ///
+    /// # Errors
+    /// [`crate::Error::GroupLost`] if a rank is gone or overdue, or [`crate::Error::Unsupported`] if
+    /// devices cannot reach each other.
+    fn exchange(&self, meeting: Meeting<Self>) -> Result<Box<dyn Collective<Self>>>
+    where
+        Self: Sized,
+    {
+        Ok(meeting.host)
+    }
+
     /// A cache of `layout`.
     fn kv_cache(&self, layout: KvLayout) -> Result<Self::Kv>;
 
@@ -225,7 +239,7 @@ pub trait TransformerOps: Device {
     /// where the scores were not finite. Waits for it.
     fn drawn(&self, rows: &mut Self::Rows) -> Result<Vec<Option<Drawn>>>;
 
-    /// Forgets every sequence, step and record.
+    /// Forgets every sequence, step and record, whatever it returns.
     fn forget(&self, rows: &mut Self::Rows) -> Result<()>;
 
     /// `out[r]` = the table's row for the token of row `r`, zeros where the table's `part` does not
@@ -338,13 +352,21 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Adds the first `len` values of each part (a power of two of them) as a balanced binary tree.
-    fn tree_sum(&self, parts: &[Self::Buffer], len: usize, out: &mut Self::Buffer) -> Result<()>;
+    /// Adds `count` parts (a power of two of them) `[count, len]` as a balanced binary tree.
+    fn tree_sum(
+        &self,
+        parts: &Self::Buffer,
+        count: usize,
+        len: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
 
-    /// `out` `[rows, Σ widths]` from parts `[rows, widths[p]]` side by side.
+    /// `out` `[rows, Σ widths]` from parts `[rows, widths[p]]` side by side. Part `p` begins at value
+    /// `p · rows · widths[0]`, so none is wider than the first; all are as wide but for the last ones,
+    /// which have what is left.
     fn concat_columns(
         &self,
-        parts: &[Self::Buffer],
+        parts: &Self::Buffer,
         widths: &[usize],
         rows: usize,
         out: &mut Self::Buffer,
@@ -364,4 +386,15 @@ pub trait TransformerOps: Device {
 
     /// Keys and values of one block of one layer, each `[kv_heads, block_size, head_dim]`.
     fn read_kv(&self, kv: &Self::Kv, layer: usize, block: u32) -> Result<(Vec<f32>, Vec<f32>)>;
+}
+
+/// The width of all parts together and of the first, if the others are as
+/// [`TransformerOps::concat_columns`] says.
+pub(super) fn column_parts(widths: &[usize]) -> Option<(usize, usize)> {
+    let (total, each) = (widths.iter().sum::<usize>(), *widths.first()?);
+    let left = |part: usize| total.saturating_sub(part * each).min(each);
+    let mut parts = widths.iter().enumerate();
+    parts
+        .all(|(part, &width)| width == left(part))
+        .then_some((total, each))
 }

@@ -1,21 +1,97 @@
 //! What ranks exchange.
 
-use crate::{Result, ops::Device};
+use std::time::Duration;
+
+use super::Abort;
+use crate::{Error, Result, ops::Device};
 
 /// The exchange between the ranks of a group. All ranks make the same calls in the same order.
 pub trait Collective<D: Device>: Send {
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// `parts[r]` becomes the first `len` values of rank `r`'s `mine`.
+    /// `all` `[ranks, len]` becomes the first `len` values of every rank's `mine`, in order of rank.
     ///
     /// # Errors
-    /// [`crate::Error::GroupLost`] if a rank is gone or overdue; the group is of no use then.
-    fn all_gather(
+    /// [`Error::GroupLost`] if a rank is gone or overdue; the group is of no use then.
+    fn gather(
         &mut self,
         device: &D,
         mine: &D::Buffer,
         len: usize,
-        parts: &mut [D::Buffer],
+        all: &mut D::Buffer,
     ) -> Result<()>;
+
+    /// Whether values meet on the devices, in the order of their other operations, so that a device
+    /// can record a gather as one of them. The host then learns of a failure by
+    /// [`Collective::wait`] alone.
+    fn on_device(&self) -> bool {
+        self.size() == 1
+    }
+
+    /// Waits until `ended` says that the operations after some gathers have ended.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if a rank is gone or overdue; what was gathered is of no use then.
+    fn wait(&mut self, ended: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
+        // Values that meet on the host have done so when a gather returns.
+        let _ = ended;
+        Ok(())
+    }
+
+    /// Looks, without waiting, whether the other ranks are there.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if one is known to be gone.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends the exchange, so that nothing on the device waits for other ranks. What was recorded is
+    /// to be forgotten before this is dropped.
+    fn abort(&mut self) {}
+}
+
+/// Ranks of an epoch that have met over the host.
+pub struct Meeting<D> {
+    /// This rank.
+    pub rank: usize,
+    /// The exchange through the host.
+    pub host: Box<dyn Collective<D>>,
+    /// How long connecting, and how long a step, may take.
+    pub deadline: Duration,
+    /// Ends the epoch from another thread.
+    pub abort: Abort,
+}
+
+/// An exchange with copies of oneself: for a first step that nobody reads.
+pub(crate) struct Alone(pub usize);
+
+impl<D: Device> Collective<D> for Alone {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn gather(
+        &mut self,
+        device: &D,
+        mine: &D::Buffer,
+        len: usize,
+        all: &mut D::Buffer,
+    ) -> Result<()> {
+        device.write(&device.read(mine, len)?.repeat(self.0), all)
+    }
+}
+
+/// What a rank has between epochs.
+pub(crate) struct Unconnected(pub usize);
+
+impl<D: Device> Collective<D> for Unconnected {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn gather(&mut self, _: &D, _: &D::Buffer, _: usize, _: &mut D::Buffer) -> Result<()> {
+        Err(Error::GroupLost("not connected".into()))
+    }
 }

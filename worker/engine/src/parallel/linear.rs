@@ -159,20 +159,23 @@ pub struct RowParallel<D: Device> {
 
 /// Buffers of the exchange, shared by all row-parallel layers of a model.
 pub struct ExchangeBuffers<D: Device> {
+    /// This rank's sums `[rows, width]`.
     partial: D::Buffer,
-    parts: Vec<D::Buffer>,
+    /// Those of all ranks `[ranks, rows, width]`.
+    all: D::Buffer,
+    /// What a rank without inputs adds.
+    zeros: D::Buffer,
 }
 
 impl<D: Device> ExchangeBuffers<D> {
     /// Room for `values` values from each of `ranks` ranks.
     pub fn new(device: &D, values: usize, ranks: usize) -> Result<Self> {
-        let gathered = if ranks == 1 { 0 } else { ranks };
-        let parts = (0..gathered)
-            .map(|_| device.buffer(values))
-            .collect::<Result<_>>()?;
+        // A rank alone exchanges nothing.
+        let shared = |len| device.buffer(if ranks == 1 { 1 } else { len });
         Ok(Self {
-            partial: device.buffer(values)?,
-            parts,
+            partial: shared(values)?,
+            all: shared(ranks * values)?,
+            zeros: shared(values)?,
         })
     }
 }
@@ -213,25 +216,22 @@ impl<D: TransformerOps> RowParallel<D> {
         rows: usize,
         out: &mut D::Buffer,
     ) -> Result<()> {
-        if collective.size() == 1 {
-            return self.sum_chunks(device, x, rows, out);
-        }
-        self.sum_chunks(device, x, rows, &mut buffers.partial)?;
+        let ranks = collective.size();
+        let ExchangeBuffers {
+            partial,
+            all,
+            zeros,
+        } = buffers;
+        let mine = match (&self.weight, ranks) {
+            (Some(weight), 1) => return device.linear_chunked(x, rows, weight, &self.chunks, out),
+            (Some(weight), _) => {
+                device.linear_chunked(x, rows, weight, &self.chunks, partial)?;
+                partial
+            }
+            (None, _) => zeros,
+        };
         let len = rows * self.width;
-        collective.all_gather(device, &buffers.partial, len, &mut buffers.parts)?;
-        device.tree_sum(&buffers.parts, len, out)
-    }
-
-    fn sum_chunks(
-        &self,
-        device: &D,
-        x: &D::Buffer,
-        rows: usize,
-        out: &mut D::Buffer,
-    ) -> Result<()> {
-        match &self.weight {
-            Some(weight) => device.linear_chunked(x, rows, weight, &self.chunks, out),
-            None => device.write(&vec![0.0; rows * self.width], out),
-        }
+        collective.gather(device, mine, len, all)?;
+        device.tree_sum(all, ranks, len, out)
     }
 }

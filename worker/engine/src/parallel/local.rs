@@ -9,7 +9,7 @@ use super::Collective;
 use crate::{Error, Result, ops::Device};
 
 /// How long a rank waits for the others before it gives the group up.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default)]
 struct Exchange {
@@ -101,18 +101,22 @@ impl<D: Device> Collective<D> for LocalCollective {
         self.size
     }
 
-    fn all_gather(
+    fn gather(
         &mut self,
         device: &D,
         mine: &D::Buffer,
         len: usize,
-        parts: &mut [D::Buffer],
+        all: &mut D::Buffer,
     ) -> Result<()> {
         let gathered = self.exchange(device.read(mine, len)?.into())?;
-        for (part, values) in parts.iter_mut().zip(gathered) {
-            device.write(&values, part)?;
+        device.write(&gathered.concat(), all)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        match self.shared.lock().lost {
+            true => Err(Error::GroupLost("a rank has left".into())),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 

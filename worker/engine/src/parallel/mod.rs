@@ -4,6 +4,7 @@
 //! into [`CHUNKS`] chunks, each summed alone; the chunk sums are added as one balanced binary
 //! tree, of which every rank computes a subtree.
 
+pub mod abort;
 pub mod collective;
 pub mod layout;
 pub mod linear;
@@ -11,7 +12,8 @@ pub mod local;
 pub mod net;
 pub mod vocabulary;
 
-pub use collective::Collective;
+pub use abort::Abort;
+pub use collective::{Collective, Meeting};
 pub use layout::{CHUNKS, HeadLayout, Shard};
 pub use local::{LocalCollective, local_group};
-pub use net::{NetAbort, NetCollective, NetConfig};
+pub use net::{NetCollective, NetConfig};

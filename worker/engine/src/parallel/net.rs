@@ -15,13 +15,13 @@ mod tests;
 use std::{
     fmt,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use self::{handshake::Identity, link::Link};
-use super::Collective;
+use super::{Abort, Collective, abort::ended};
 use crate::{Error, Result, ops::Device};
 
 /// How long a connection may take to prove itself.
@@ -56,52 +56,13 @@ impl fmt::Debug for NetConfig {
     }
 }
 
-/// Ends the exchanges of one epoch from any thread: every rank of this process that waits in one,
-/// or still connects, returns at once.
-#[derive(Debug, Clone, Default)]
-pub struct NetAbort(Arc<Mutex<Abort>>);
-
-#[derive(Debug, Default)]
-struct Abort {
-    aborted: bool,
-    streams: Vec<TcpStream>,
-}
-
-impl NetAbort {
-    /// Shuts all connections, and all that are still to come.
-    pub fn abort(&self) {
-        let mut abort = self.lock();
-        abort.aborted = true;
-        for stream in abort.streams.drain(..) {
-            // A connection that is closed already is what is wanted.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Whether [`NetAbort::abort`] was called.
-    pub fn aborted(&self) -> bool {
-        self.lock().aborted
-    }
-
-    /// Makes `stream` one of those that end with the epoch.
-    fn watch(&self, stream: &TcpStream) -> Result<()> {
-        let watched = stream.try_clone().map_err(lost)?;
-        let mut abort = self.lock();
-        if abort.aborted {
-            return Err(aborted());
-        }
-        abort.streams.push(watched);
-        Ok(())
-    }
-
-    /// The list is valid whatever a panicking holder did.
-    fn lock(&self) -> MutexGuard<'_, Abort> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn aborted() -> Error {
-    Error::GroupLost("the epoch was ended".into())
+/// Makes `stream` one of those that end with the epoch.
+fn watch(stream: &TcpStream, abort: &Abort) -> Result<()> {
+    let watched = stream.try_clone().map_err(lost)?;
+    abort.on_abort(move || {
+        // A connection that is closed already is what is wanted.
+        let _ = watched.shutdown(Shutdown::Both);
+    })
 }
 
 fn lost(error: std::io::Error) -> Error {
@@ -128,7 +89,7 @@ impl NetCollective {
     /// # Errors
     /// [`Error::GroupLost`] if a rank is missing at the deadline, cannot prove that it belongs to
     /// the epoch, or if the epoch is aborted meanwhile.
-    pub fn connect(listener: &TcpListener, config: &NetConfig, abort: &NetAbort) -> Result<Self> {
+    pub fn connect(listener: &TcpListener, config: &NetConfig, abort: &Abort) -> Result<Self> {
         let size = config.addresses.len();
         let overdue = Instant::now() + config.deadline;
         let mut links: Vec<Option<Link>> = (0..size).map(|_| None).collect();
@@ -151,11 +112,7 @@ impl NetCollective {
     ///
     /// In round k each rank meets rank XOR k: rounds are pairings, and the lower rank sends first,
     /// so the earliest round that any rank is in can always go on.
-    fn exchange(
-        &mut self,
-        mine: &[f32],
-        mut receive: impl FnMut(usize, &[f32]) -> Result<()>,
-    ) -> Result<()> {
+    fn exchange(&mut self, mine: &[f32], mut receive: impl FnMut(usize, &[f32])) -> Result<()> {
         let overdue = Instant::now() + self.deadline;
         self.mine.clear();
         self.mine.extend(self.epoch.to_le_bytes());
@@ -189,7 +146,7 @@ impl NetCollective {
             for (value, bytes) in values.iter_mut().zip(body.as_chunks().0) {
                 *value = f32::from_le_bytes(*bytes);
             }
-            receive(peer, &values)?;
+            receive(peer, &values);
         }
         self.sequence += 1;
         Ok(())
@@ -201,32 +158,34 @@ impl<D: Device> Collective<D> for NetCollective {
         self.links.len()
     }
 
-    fn all_gather(
+    fn gather(
         &mut self,
         device: &D,
         mine: &D::Buffer,
         len: usize,
-        parts: &mut [D::Buffer],
+        all: &mut D::Buffer,
     ) -> Result<()> {
         let values = device.read(mine, len)?;
-        let own = self.rank;
-        let mut write = |rank: usize, values: &[f32]| match parts.get_mut(rank) {
-            Some(part) => device.write(values, part),
-            None => Err(Error::GroupLost(format!("no buffer for rank {rank}"))),
-        };
-        write(own, &values)?;
-        self.exchange(&values, write)
+        let mut gathered = values.repeat(self.links.len());
+        self.exchange(&values, |rank, values| {
+            gathered[rank * len..][..len].copy_from_slice(values);
+        })?;
+        device.write(&gathered, all)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.links.iter().flatten().try_for_each(Link::check)
     }
 }
 
 /// Connects to a lower rank, which may not listen yet.
-fn connect(rank: usize, config: &NetConfig, abort: &NetAbort, overdue: Instant) -> Result<Link> {
+fn connect(rank: usize, config: &NetConfig, abort: &Abort, overdue: Instant) -> Result<Link> {
     let address = &config.addresses[rank];
     let identity = Identity::new(config, config.rank, rank);
     loop {
         let failed = match dial(address, overdue) {
             Ok(stream) => {
-                abort.watch(&stream)?;
+                watch(&stream, abort)?;
                 let mut link = Link::new(stream)?;
                 identity.introduce(&mut link, overdue)?;
                 return Ok(link);
@@ -234,7 +193,7 @@ fn connect(rank: usize, config: &NetConfig, abort: &NetAbort, overdue: Instant) 
             Err(error) => error,
         };
         if abort.aborted() {
-            return Err(aborted());
+            return Err(ended());
         }
         if Instant::now() >= overdue {
             return Err(Error::GroupLost(format!(
@@ -263,7 +222,7 @@ fn dial(address: &str, overdue: Instant) -> std::io::Result<TcpStream> {
 fn accept(
     listener: &TcpListener,
     config: &NetConfig,
-    abort: &NetAbort,
+    abort: &Abort,
     overdue: Instant,
     links: &mut [Option<Link>],
 ) -> Result<()> {
@@ -273,7 +232,7 @@ fn accept(
         let mut proving: usize = 0;
         while links.iter().skip(config.rank + 1).any(Option::is_none) {
             if abort.aborted() {
-                return Err(aborted());
+                return Err(ended());
             }
             if Instant::now() >= overdue {
                 let missing = (config.rank + 1..links.len()).filter(|&rank| links[rank].is_none());
@@ -315,11 +274,11 @@ fn accept(
 fn welcome(
     stream: TcpStream,
     config: &NetConfig,
-    abort: &NetAbort,
+    abort: &Abort,
     overdue: Instant,
 ) -> Result<(usize, Link)> {
     stream.set_nonblocking(false).map_err(lost)?;
-    abort.watch(&stream)?;
+    watch(&stream, abort)?;
     let mut link = Link::new(stream)?;
     let rank = handshake::welcome(config, &mut link, overdue)?;
     Ok((rank, link))

@@ -1,63 +1,36 @@
-//! Embedding tables and heads, split by vocabulary entry.
+//! Embedding tables, and heads split by vocabulary entry.
 
 use super::{Collective, Shard, linear::ColumnParallel};
 use crate::{
     Result,
     checkpoint::HostTensor,
-    ops::{MatrixPart, StepRows, TransformerOps, VocabularyPart},
+    ops::{MatrixPart, TransformerOps, VocabularyPart},
 };
 
-/// The text and the multimodal embedding table, one after the other.
+/// The text and the multimodal embedding table, one after the other. Every rank has all of both: they
+/// are small beside the layers, and one exchange less in every step.
 pub struct VocabularyEmbedding<D: TransformerOps> {
     table: D::Table,
     part: VocabularyPart,
-    width: usize,
 }
 
 impl<D: TransformerOps> VocabularyEmbedding<D> {
-    /// This rank's entries of both tables, `[V, width]` and `[M, width]`.
-    pub fn load(
-        device: &D,
-        shard: Shard,
-        text_table: HostTensor,
-        multimodal_table: HostTensor,
-    ) -> Result<Self> {
-        let (text_vocab, width) = (text_table.shape()[0], text_table.shape()[1]);
+    /// Both tables, `[V, width]` and `[M, width]`.
+    pub fn load(device: &D, text_table: HostTensor, multimodal_table: HostTensor) -> Result<Self> {
+        let text_vocab = text_table.shape()[0];
         let part = VocabularyPart {
-            text: shard.vocabulary(text_vocab),
-            multimodal: shard.vocabulary(multimodal_table.shape()[0]),
+            text: 0..text_vocab,
+            multimodal: 0..multimodal_table.shape()[0],
             text_vocab,
         };
-        let table = device.table(&[
-            MatrixPart {
-                rows: part.text.clone(),
-                ..MatrixPart::whole(text_table)
-            },
-            MatrixPart {
-                rows: part.multimodal.clone(),
-                ..MatrixPart::whole(multimodal_table)
-            },
-        ])?;
-        Ok(Self { table, part, width })
+        let tables = [text_table, multimodal_table].map(MatrixPart::whole);
+        let table = device.table(&tables)?;
+        Ok(Self { table, part })
     }
 
-    /// `out` `[rows, width]`, the same on every rank. Every token is in exactly one rank's table,
-    /// so the sum over ranks is exact.
-    pub fn forward(
-        &self,
-        device: &D,
-        collective: &mut dyn Collective<D>,
-        parts: &mut [D::Buffer],
-        rows: &D::Rows,
-        out: &mut D::Buffer,
-    ) -> Result<()> {
-        device.embed(&self.table, &self.part, rows, out)?;
-        if collective.size() > 1 {
-            let len = rows.len() * self.width;
-            collective.all_gather(device, out, len, parts)?;
-            device.tree_sum(parts, len, out)?;
-        }
-        Ok(())
+    /// `out` `[rows, width]`, the same on every rank.
+    pub fn forward(&self, device: &D, rows: &D::Rows, out: &mut D::Buffer) -> Result<()> {
+        device.embed(&self.table, &self.part, rows, out)
     }
 }
 
@@ -72,23 +45,21 @@ pub struct VocabularyHead<D: TransformerOps> {
 }
 
 struct HeadBuffers<D: TransformerOps> {
-    /// This rank's logits, where they have to meet others.
-    local: Option<D::Buffer>,
-    parts: Vec<D::Buffer>,
+    /// This rank's logits, and those of all ranks one after the other, where there are others.
+    shared: Option<(D::Buffer, D::Buffer)>,
     logits: D::Buffer,
 }
 
 impl<D: TransformerOps> HeadBuffers<D> {
     fn new(device: &D, widths: &[usize], max_rows: usize) -> Result<Self> {
         // Ranks send equal lengths, so the last one's part is padded to the first one's.
-        let part = || device.buffer(max_rows * widths[0]);
-        let (local, ranks) = match widths.len() {
-            1 => (None, 0),
-            ranks => (Some(part()?), ranks),
+        let parts = |ranks| device.buffer(ranks * max_rows * widths[0]);
+        let shared = match widths.len() {
+            1 => None,
+            ranks => Some((parts(1)?, parts(ranks)?)),
         };
         Ok(Self {
-            local,
-            parts: (0..ranks).map(|_| part()).collect::<Result<_>>()?,
+            shared,
             logits: device.buffer(max_rows * widths.iter().sum::<usize>())?,
         })
     }
@@ -126,21 +97,17 @@ impl<D: TransformerOps> VocabularyHead<D> {
         x: &D::Buffer,
         rows: usize,
     ) -> Result<&D::Buffer> {
-        let HeadBuffers {
-            local,
-            parts,
-            logits,
-        } = match &mut self.buffers {
+        let HeadBuffers { shared, logits } = match &mut self.buffers {
             Some(buffers) => buffers,
             none => none.insert(HeadBuffers::new(device, &self.widths, self.max_rows)?),
         };
-        let Some(local) = local else {
+        let Some((local, all)) = shared else {
             self.linear.forward(device, x, rows, logits)?;
             return Ok(logits);
         };
         self.linear.forward(device, x, rows, local)?;
-        collective.all_gather(device, local, rows * self.widths[0], parts)?;
-        device.concat_columns(parts, &self.widths, rows, logits)?;
+        collective.gather(device, local, rows * self.widths[0], all)?;
+        device.concat_columns(all, &self.widths, rows, logits)?;
         Ok(logits)
     }
 

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use xomni_engine::{
+    Result,
     checkpoint::{BackboneConfig, Weights},
     group::{GroupConfig, ThreadGroup},
     ops::{KvLayout, TransformerOps, cpu::Cpu, cuda::Precision},
@@ -58,8 +59,18 @@ pub fn run(
     group: &ThreadGroup,
     limits: SchedulerConfig,
     ahead: usize,
-    mut arrivals: Vec<(usize, Request)>,
+    arrivals: Vec<(usize, Request)>,
 ) -> Outputs {
+    try_run(group, limits, ahead, arrivals).expect("steps")
+}
+
+/// The same, where a step may fail.
+pub fn try_run(
+    group: &ThreadGroup,
+    limits: SchedulerConfig,
+    ahead: usize,
+    mut arrivals: Vec<(usize, Request)>,
+) -> Result<Outputs> {
     let mut scheduler = Scheduler::new(limits);
     let mut outputs = Outputs::new();
     let mut steps = 0;
@@ -74,17 +85,17 @@ pub fn run(
             });
             steps += 1;
             match scheduler.plan(Instant::now()) {
-                Some(step) => group.submit(&Arc::new(step)).expect("submitted"),
+                Some(step) => group.submit(&Arc::new(step))?,
                 None => break,
             }
         }
         if scheduler.steps_in_flight() == 0 {
             if arrivals.is_empty() {
-                return outputs;
+                return Ok(outputs);
             }
             continue;
         }
-        let mut done = group.collect().expect("step");
+        let mut done = group.collect()?;
         scheduler.on_done(done.step, &done.drawn).expect("in order");
         let mut logits = done.logits.drain(..);
         for event in scheduler.take_events() {
@@ -105,7 +116,7 @@ pub fn run(
     }
 }
 
-fn config() -> BackboneConfig {
+pub fn config() -> BackboneConfig {
     BackboneConfig {
         text_vocab: 300,
         mm_vocab: 140,
@@ -126,7 +137,7 @@ fn config() -> BackboneConfig {
 }
 
 /// Widths that nothing divides.
-fn odd() -> BackboneConfig {
+pub fn odd() -> BackboneConfig {
     BackboneConfig {
         hidden: 200,
         intermediate: 301,
@@ -138,7 +149,7 @@ fn odd() -> BackboneConfig {
     }
 }
 
-fn request(id: u64, prompt: usize, tokens: usize, kind: u64) -> Request {
+pub fn request(id: u64, prompt: usize, tokens: usize, kind: u64) -> Request {
     let guided = kind % 3 == 1;
     let text = kind % 3 == 2;
     Request {

@@ -9,6 +9,7 @@
 mod attention;
 mod backbone;
 mod golden;
+mod groups;
 mod products;
 mod rows;
 mod sampling;

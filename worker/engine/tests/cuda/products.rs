@@ -155,18 +155,20 @@ fn chunks_of_any_number_of_ranks_sum_to_the_same_bits() {
                 .unwrap();
             assert_close("chunks", &whole, &cpu.download(&want).unwrap(), 1e-5);
             for ranks in [2, 4, 8] {
-                let parts: Vec<_> = chunks
+                let parts: Vec<f32> = chunks
                     .chunks_exact(8 / ranks)
-                    .map(|mine| {
+                    .flat_map(|mine| {
                         let held = mine[0].start..mine[mine.len() - 1].end;
                         if held.is_empty() {
-                            return cuda.buffer(rows * outs).unwrap();
+                            return vec![0.0; rows * outs];
                         }
-                        chunked(&cuda, rows, outs, held, mine, &x, cols)
+                        let part = chunked(&cuda, rows, outs, held, mine, &x, cols);
+                        cuda.download(&part).unwrap()
                     })
                     .collect();
                 let mut sum = cuda.buffer(rows * outs).unwrap();
-                cuda.tree_sum(&parts, rows * outs, &mut sum).unwrap();
+                let parts = cuda.upload(&parts).unwrap();
+                cuda.tree_sum(&parts, ranks, rows * outs, &mut sum).unwrap();
                 let sum = cuda.download(&sum).unwrap();
                 assert_same_bits(&format!("{ranks} ranks, {rows} rows"), &sum, &whole);
             }

@@ -45,7 +45,8 @@ fn ranks(size: usize, part: Range<usize>) -> ThreadGroup {
         keep_logits: false,
     };
     let weights = Weights::random(11, "backbone");
-    ThreadGroup::start_part(&Arc::new(Cpu::new()), &config, weights, &group, part).expect("started")
+    ThreadGroup::start_part(&[Arc::new(Cpu::new())], &config, weights, &group, part)
+        .expect("started")
 }
 
 /// The steps of one request of `tokens` tokens; they do not depend on what is drawn.
@@ -86,7 +87,7 @@ fn run(ranks: &ThreadGroup, steps: &[Arc<Step>]) -> Vec<u32> {
 }
 
 /// Connections of the ranks `part` of an epoch in which all ranks are of this machine.
-fn connections(epoch: u64, size: usize, abort: &NetAbort) -> Vec<Connection> {
+fn connections(epoch: u64, size: usize, abort: &Abort) -> Vec<Connection> {
     let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");
     let listeners: Vec<_> = (0..size).map(bind).collect();
     let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
@@ -115,7 +116,7 @@ fn steps_queued_ahead_give_the_same_tokens_in_parts_and_whole() {
 
     let (low, high) = (ranks(4, 0..3), ranks(4, 3..4));
     for epoch in 1..4 {
-        let mut first = connections(epoch, 4, &NetAbort::default());
+        let mut first = connections(epoch, 4, &Abort::default());
         let last = first.split_off(3);
         std::thread::scope(|scope| {
             let high = scope.spawn(|| {
@@ -138,7 +139,7 @@ fn nothing_runs_between_epochs_and_weights_survive_them() {
     ranks.reset_local().expect("connected");
     let expected = run(&ranks, &steps);
 
-    let abort = NetAbort::default();
+    let abort = Abort::default();
     ranks.reset(connections(2, 2, &abort)).expect("connected");
     abort.abort();
     for step in &steps {

@@ -116,10 +116,10 @@ fn sizes_are_checked() {
             .is_err()
     );
     assert!(cpu.embed_ids(&w, &[Some(2)], &mut out).is_err());
-    assert!(
-        cpu.tree_sum(&[x.clone(), x.clone(), x], 1, &mut out)
-            .is_err()
-    );
+    assert!(cpu.tree_sum(&x, 3, 1, &mut out).is_err() && cpu.tree_sum(&x, 2, 3, &mut out).is_err());
+    for widths in [&[1, 2][..], &[2, 1, 2], &[2, 2, 2]] {
+        assert!(cpu.concat_columns(&x, widths, 1, &mut out).is_err());
+    }
     let tensor = HostTensor::from_f32("w", &[2, 3], &noise(1, 6));
     assert!(
         cpu.matrix(&[MatrixPart {

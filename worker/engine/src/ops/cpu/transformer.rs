@@ -15,7 +15,7 @@ use crate::{
     Result,
     ops::{
         Device, KvLayout, MatrixPart, Norm, StepLimits, StepPlan, StepRows, StepWork,
-        TransformerOps, VocabularyPart,
+        TransformerOps, VocabularyPart, column_parts,
     },
     sampling::Drawn,
     schedule::Mode,
@@ -331,40 +331,37 @@ impl TransformerOps for Cpu {
         Ok(())
     }
 
-    fn tree_sum(&self, parts: &[Buffer], len: usize, out: &mut Buffer) -> Result<()> {
+    fn tree_sum(&self, parts: &Buffer, count: usize, len: usize, out: &mut Buffer) -> Result<()> {
         need("tree_sum", "out", out.0.len(), len)?;
-        for part in parts {
-            need("tree_sum", "part", part.0.len(), len)?;
+        need("tree_sum", "parts", parts.0.len(), count * len)?;
+        if !count.is_power_of_two() {
+            return Err(mismatch("tree_sum", format!("{count} parts")));
         }
-        if !parts.len().is_power_of_two() {
-            return Err(mismatch("tree_sum", format!("{} parts", parts.len())));
-        }
-        let mut values: Vec<f32> = parts
-            .iter()
-            .flat_map(|part| &part.0[..len])
-            .copied()
-            .collect();
-        add_tree(&mut values, len, parts.len());
+        let mut values = parts.0[..count * len].to_vec();
+        add_tree(&mut values, len, count);
         out.0[..len].copy_from_slice(&values[..len]);
         Ok(())
     }
 
     fn concat_columns(
         &self,
-        parts: &[Buffer],
+        parts: &Buffer,
         widths: &[usize],
         rows: usize,
         out: &mut Buffer,
     ) -> Result<()> {
-        let width: usize = widths.iter().sum();
+        let uneven = || mismatch("concat_columns", format!("parts of widths {widths:?}"));
+        let (width, each) = column_parts(widths).ok_or_else(uneven)?;
+        let stride = rows * each;
         need("concat_columns", "out", out.0.len(), rows * width)?;
-        need("concat_columns", "parts", parts.len(), widths.len())?;
+        let needed = widths.len() * stride;
+        need("concat_columns", "parts", parts.0.len(), needed)?;
         let mut column = 0;
-        for (part, &part_width) in parts.iter().zip(widths) {
-            need("concat_columns", "part", part.0.len(), rows * part_width)?;
+        for (number, &part_width) in widths.iter().enumerate() {
+            let part = &parts.0[number * stride..];
             for row in 0..rows {
                 out.0[row * width + column..][..part_width]
-                    .copy_from_slice(&part.0[row * part_width..][..part_width]);
+                    .copy_from_slice(&part[row * part_width..][..part_width]);
             }
             column += part_width;
         }

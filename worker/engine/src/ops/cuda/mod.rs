@@ -7,9 +7,11 @@
 
 mod attention;
 mod driver;
+mod gather;
 mod kernels;
 mod kv;
 mod matrix;
+mod nccl;
 mod plan;
 mod product;
 mod sample;
@@ -19,12 +21,16 @@ mod upload;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread::ThreadId,
 };
 
 pub use kv::Kv;
 pub use matrix::{Matrix, Table};
+pub use nccl::forbid_multicast;
 pub use step::Rows;
 
 use driver::{Context, Event, Memory, Stream};
@@ -63,6 +69,10 @@ pub struct Cuda {
     precision: Precision,
     /// Whether a kernel is set up while the one before it ends.
     dependent: bool,
+    /// Whether an exchange comes before the next kernel, which then waits for all of it.
+    exchanged: AtomicBool,
+    /// Steps recorded.
+    recorded: AtomicUsize,
     multiprocessors: usize,
     capability: (usize, usize),
     /// Whether it has what the kernels for `sm_90a` need.
@@ -246,6 +256,8 @@ impl Cuda {
             stream,
             precision,
             dependent: major >= 9,
+            exchanged: AtomicBool::default(),
+            recorded: AtomicUsize::default(),
             capability: (major, minor),
             context,
         })
@@ -277,6 +289,11 @@ impl Cuda {
     /// Types of weights and activations.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Steps that were recorded so far, in every epoch anew.
+    pub fn recorded(&self) -> usize {
+        self.recorded.load(Ordering::Relaxed)
     }
 
     /// Waits for everything that was launched.
@@ -387,6 +404,24 @@ impl Cuda {
         }
     }
 
+    /// Launches by `launch`, timed if kernels are.
+    fn profiled(
+        &self,
+        label: impl FnOnce() -> String,
+        launch: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let mut profile = lock(&self.profile);
+        let Some(events) = &mut *profile else {
+            return launch();
+        };
+        let (start, end) = (Event::timed(&self.context)?, Event::timed(&self.context)?);
+        self.stream.record_event(&start)?;
+        launch()?;
+        self.stream.record_event(&end)?;
+        events.push((label(), start, end));
+        Ok(())
+    }
+
     /// Launches a kernel; `waits` says that it begins with `wait_previous`, so that it may be set up early.
     fn launch(
         &self,
@@ -429,23 +464,11 @@ impl Cuda {
             shared,
         };
         let function = self.kernels.get(name)?;
-        let mut profile = lock(&self.profile);
-        let dependent = waits && self.dependent && profile.is_none();
-        let start = match &*profile {
-            None => None,
-            Some(_) => {
-                let start = Event::timed(&self.context)?;
-                self.stream.record_event(&start)?;
-                Some(start)
-            }
-        };
-        kernels::launch(&self.stream, name, function, size, dependent, arguments)?;
-        if let (Some(events), Some(start)) = (&mut *profile, start) {
-            let end = Event::timed(&self.context)?;
-            self.stream.record_event(&end)?;
-            events.push((label(), start, end));
-        }
-        Ok(())
+        let alone = self.exchanged.swap(false, Ordering::Relaxed) || self.profiles();
+        let dependent = waits && self.dependent && !alone;
+        self.profiled(label, || {
+            kernels::launch(&self.stream, name, function, size, dependent, arguments)
+        })
     }
 
     /// Brings the values of `buffer` into its memory.

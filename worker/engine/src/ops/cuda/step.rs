@@ -1,7 +1,10 @@
 //! The rows of a step on the device: plans go there through a ring of pinned memory, drawn tokens come back through
 //! another, and steps of a shape that came before are played from a recording.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::atomic::Ordering,
+};
 
 use super::{
     Cuda,
@@ -366,6 +369,7 @@ impl Rows {
                 }
                 Some(None) => {
                     let recording = cuda.stream.record(|| all(self))?;
+                    cuda.recorded.fetch_add(1, Ordering::Relaxed);
                     cuda.stream.play(&recording)?;
                     self.recordings.insert(shape, Some(recording));
                 }
@@ -397,13 +401,15 @@ impl Rows {
     }
 
     pub(super) fn forget(&mut self, cuda: &Cuda) -> Result<()> {
-        cuda.stream.wait()?;
+        let drained = cuda.stream.wait();
+        // A communicator that recordings use does not end before them.
         self.recordings.clear();
         self.flights.clear();
         self.slots.fill(SlotState::default());
         self.last_block = 0;
         // A step that began and failed may not have been counted.
         self.steps = 0;
+        drained?;
         cuda.stream.zero(&self.count)?;
         cuda.stream.zero(&self.arrived)?;
         cuda.stream.wait()

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Buffer, Cuda, Element, Kv, Matrix, Rows, Sums, Table, Vector, kernels::Argument, mismatch,
-    need, want,
+    nccl::NcclCollective, need, want,
 };
 use crate::{
     Result,
@@ -12,6 +12,7 @@ use crate::{
         KvLayout, MatrixPart, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
         VocabularyPart,
     },
+    parallel::{Collective, Meeting},
     sampling::Drawn,
     schedule::Mode,
 };
@@ -84,6 +85,10 @@ impl TransformerOps for Cuda {
     type Rows = Rows;
 
     const IN_FLIGHT: usize = 3;
+
+    fn exchange(&self, meeting: Meeting<Self>) -> Result<Box<dyn Collective<Self>>> {
+        Ok(Box::new(NcclCollective::connect(self, meeting)?))
+    }
 
     fn kv_cache(&self, layout: KvLayout) -> Result<Kv> {
         Kv::new(self, layout)
@@ -294,78 +299,18 @@ impl TransformerOps for Cuda {
         self.product(x, rows, w, None, out)
     }
 
-    fn tree_sum(&self, parts: &[Buffer], len: usize, out: &mut Buffer) -> Result<()> {
-        want("tree_sum", "out", out, Element::F32, len)?;
-        for part in parts {
-            want("tree_sum", "part", part, Element::F32, len)?;
-        }
-        if !parts.len().is_power_of_two() {
-            return Err(mismatch("tree_sum", format!("{} parts", parts.len())));
-        }
-        for part in parts {
-            self.settle(part)?;
-        }
-        out.pending = None;
-        if let [only] = parts {
-            return self.stream.copy(&only.memory, 0, &out.memory, 0, len * 4);
-        }
-        // Sums of neighbours, level by level, into the left one's place in the workspace.
-        let workspace = self.workspace(parts.len() / 2 * len * 4)?;
-        let place = |index: usize| workspace + (index * len * 4) as u64;
-        let mut level: Vec<u64> = parts.iter().map(|part| part.memory.address()).collect();
-        while level.len() > 1 {
-            let last = level.len() == 2;
-            for pair in 0..level.len() / 2 {
-                let to = if last {
-                    out.memory.address()
-                } else {
-                    place(pair)
-                };
-                let arguments: [&dyn Argument; 4] =
-                    [&level[2 * pair], &level[2 * pair + 1], &(len as i32), &to];
-                self.launch(
-                    "add",
-                    [self.blocks(len), 1, 1],
-                    [256, 1],
-                    0,
-                    true,
-                    &arguments,
-                )?;
-                level[pair] = to;
-            }
-            level.truncate(level.len() / 2);
-        }
-        Ok(())
+    fn tree_sum(&self, parts: &Buffer, count: usize, len: usize, out: &mut Buffer) -> Result<()> {
+        self.sum_parts(parts, count, len, out)
     }
 
     fn concat_columns(
         &self,
-        parts: &[Buffer],
+        parts: &Buffer,
         widths: &[usize],
         rows: usize,
         out: &mut Buffer,
     ) -> Result<()> {
-        let width: usize = widths.iter().sum();
-        want("concat_columns", "out", out, Element::F32, rows * width)?;
-        need("concat_columns", "parts", parts.len(), widths.len())?;
-        out.pending = None;
-        let mut column = 0;
-        for (part, &part_width) in parts.iter().zip(widths) {
-            want(
-                "concat_columns",
-                "part",
-                part,
-                Element::F32,
-                rows * part_width,
-            )?;
-            for row in 0..rows {
-                let (from, to) = (row * part_width * 4, (row * width + column) * 4);
-                self.stream
-                    .copy(&part.memory, from, &out.memory, to, part_width * 4)?;
-            }
-            column += part_width;
-        }
-        Ok(())
+        self.join_columns(parts, widths, rows, out)
     }
 
     fn sample(

@@ -61,6 +61,24 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Looks, without waiting, whether the peer is there. Between frames it says nothing.
+    ///
+    /// # Errors
+    /// [`Error::GroupLost`] if it has closed the connection, or sent what nobody awaits.
+    pub fn check(&self) -> Result<()> {
+        self.0.set_nonblocking(true).map_err(lost)?;
+        let peeked = self.0.peek(&mut [0]);
+        self.0.set_nonblocking(false).map_err(lost)?;
+        match peeked {
+            Ok(0) => Err(Error::GroupLost("a rank closed its connection".into())),
+            Ok(_) => Err(Error::GroupLost("a rank is out of step".into())),
+            Err(error) if is_temporary(&error) => Ok(()),
+            Err(error) => Err(lost(error)),
+        }
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         // The abort handle holds the socket too; a peer must not wait for that one.

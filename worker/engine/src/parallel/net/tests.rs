@@ -31,7 +31,7 @@ fn epoch(size: usize, number: u64) -> Vec<(TcpListener, NetConfig)> {
         .collect()
 }
 
-fn form(ranks: &[(TcpListener, NetConfig)], abort: &NetAbort) -> Vec<NetCollective> {
+fn form(ranks: &[(TcpListener, NetConfig)], abort: &Abort) -> Vec<NetCollective> {
     thread::scope(|scope| {
         let connect = |(listener, config)| NetCollective::connect(listener, config, abort);
         let threads: Vec<_> = ranks
@@ -56,18 +56,11 @@ fn gather<C: Collective<Cpu>>(ends: Vec<C>, rounds: &[Vec<Vec<f32>>]) -> Vec<Vec
                 for round in rounds {
                     let len = round[rank].len();
                     let mine = device.upload(&round[rank]).expect("buffer");
-                    let part = |_| device.buffer(len + 3).expect("buffer");
-                    let mut parts: Vec<_> = (0..size).map(part).collect();
-                    end.all_gather(&device, &mine, len, &mut parts)
+                    let mut all = device.buffer(size * len + 3).expect("buffer");
+                    end.gather(&device, &mine, len, &mut all)
                         .expect("all are there");
-                    let read = |part| device.read(part, len).expect("values");
-                    gathered.push(
-                        parts
-                            .iter()
-                            .flat_map(read)
-                            .map(f32::to_bits)
-                            .collect::<Vec<_>>(),
-                    );
+                    let values = device.read(&all, size * len).expect("values");
+                    gathered.push(values.into_iter().map(f32::to_bits).collect::<Vec<_>>());
                 }
                 gathered
             })
@@ -98,7 +91,7 @@ proptest! {
             .iter()
             .map(|&len| (0..size).map(|rank| values(rank, len)).collect())
             .collect();
-        let net = form(&epoch(size, 3), &NetAbort::default());
+        let net = form(&epoch(size, 3), &Abort::default());
         prop_assert_eq!(gather(net, &rounds), gather(local_group(size), &rounds));
     }
 }
@@ -108,11 +101,10 @@ fn disturb(intrude: impl FnOnce(&NetConfig)) {
     let ranks = epoch(2, 7);
     thread::scope(|scope| {
         let (listener, config) = &ranks[0];
-        let waiting =
-            scope.spawn(|| NetCollective::connect(listener, config, &NetAbort::default()));
+        let waiting = scope.spawn(|| NetCollective::connect(listener, config, &Abort::default()));
         intrude(&ranks[1].1);
         let (listener, config) = &ranks[1];
-        let joined = NetCollective::connect(listener, config, &NetAbort::default());
+        let joined = NetCollective::connect(listener, config, &Abort::default());
         let ends = vec![
             waiting.join().expect("no panic").expect("connected"),
             joined.expect("connected"),
@@ -124,7 +116,7 @@ fn disturb(intrude: impl FnOnce(&NetConfig)) {
 
 fn refused(config: &NetConfig) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let result = NetCollective::connect(&listener, config, &NetAbort::default());
+    let result = NetCollective::connect(&listener, config, &Abort::default());
     assert!(matches!(result, Err(Error::GroupLost(_))), "{result:?}");
 }
 
@@ -181,8 +173,7 @@ fn an_end_that_cannot_prove_itself_is_not_believed() {
     let ranks = epoch(2, 7);
     let (listener, config) = &ranks[1];
     thread::scope(|scope| {
-        let joining =
-            scope.spawn(|| NetCollective::connect(listener, config, &NetAbort::default()));
+        let joining = scope.spawn(|| NetCollective::connect(listener, config, &Abort::default()));
         let (mut stream, _) = ranks[0].0.accept().expect("rank 1");
         stream.write_all(&[7; 48]).expect("sent");
         let result = joining.join().expect("no panic");
@@ -193,7 +184,7 @@ fn an_end_that_cannot_prove_itself_is_not_believed() {
 /// A pair whose rank 1 is played by the test, once it is connected.
 fn with_impostor(play: impl FnOnce(&mut Link) + Send) -> Result<()> {
     let ranks = epoch(2, 9);
-    let mut ends = form(&ranks, &NetAbort::default());
+    let mut ends = form(&ranks, &Abort::default());
     let mut impostor = ends.pop().expect("rank 1");
     let mut honest = ends.pop().expect("rank 0");
     thread::scope(|scope| {
@@ -201,7 +192,7 @@ fn with_impostor(play: impl FnOnce(&mut Link) + Send) -> Result<()> {
             let link = impostor.links[0].as_mut().expect("rank 0");
             play(link);
         });
-        let result = honest.exchange(&[1.0, 2.0], |_, _| Ok(()));
+        let result = honest.exchange(&[1.0, 2.0], |_, _| ());
         drop(honest); // Ends the impostor too.
         result
     })
@@ -235,14 +226,29 @@ fn frames_out_of_step_end_the_group() {
 }
 
 #[test]
+fn a_rank_that_goes_is_seen_by_those_that_do_not_wait() {
+    let mut ends = form(&epoch(2, 1), &Abort::default());
+    let mut check = || Collective::<Cpu>::check(&mut ends[0]);
+    check().expect("both are there");
+    check().expect("a look changes nothing");
+    let mut ends = form(&epoch(2, 1), &Abort::default());
+    drop(ends.pop());
+    let overdue = Instant::now() + Duration::from_secs(20);
+    while Collective::<Cpu>::check(&mut ends[0]).is_ok() {
+        assert!(Instant::now() < overdue, "a rank that is gone");
+        thread::yield_now();
+    }
+}
+
+#[test]
 fn a_rank_that_goes_frees_the_others_at_once() {
-    let mut ends = form(&epoch(4, 1), &NetAbort::default());
+    let mut ends = form(&epoch(4, 1), &Abort::default());
     drop(ends.pop());
     let start = Instant::now();
     thread::scope(|scope| {
         for mut end in ends {
             // A rank whose partner of the first rounds waits for another is freed by its end.
-            scope.spawn(move || end.exchange(&[1.0], |_, _| Ok(())).expect_err("lost"));
+            scope.spawn(move || end.exchange(&[1.0], |_, _| ()).expect_err("lost"));
         }
     });
     assert!(start.elapsed() < Duration::from_secs(5));
@@ -251,11 +257,11 @@ fn a_rank_that_goes_frees_the_others_at_once() {
 #[test]
 fn an_abort_frees_a_rank_that_waits() {
     let ranks = epoch(2, 1);
-    let abort = NetAbort::default();
+    let abort = Abort::default();
     let mut ends = form(&ranks, &abort);
     let start = Instant::now();
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| ends[1].exchange(&[1.0], |_, _| Ok(())));
+        let waiting = scope.spawn(|| ends[1].exchange(&[1.0], |_, _| ()));
         abort.abort();
         waiting.join().expect("no panic").expect_err("aborted");
         let (listener, config) = &ranks[0];
@@ -273,7 +279,7 @@ fn a_silent_rank_is_overdue() {
             (listener, NetConfig { deadline, ..config })
         })
         .collect();
-    let mut ends = form(&ranks, &NetAbort::default());
-    let error = ends[0].exchange(&[1.0], |_, _| Ok(())).expect_err("silent");
+    let mut ends = form(&ranks, &Abort::default());
+    let error = ends[0].exchange(&[1.0], |_, _| ()).expect_err("silent");
     assert!(error.to_string().contains("overdue"), "{error}");
 }

@@ -142,9 +142,9 @@ fn chunks_split_over_ranks_give_the_same_bits() {
         assert_close(&whole, &product64(&x, &w.to_f32(), &[], cols), 1e-6);
         let cpu = Cpu::new();
         for ranks in [1, 2, 4, 8] {
-            let parts: Vec<Buffer> = chunks
+            let parts: Vec<f32> = chunks
                 .chunks_exact(8 / ranks)
-                .map(|chunks| {
+                .flat_map(|chunks| {
                     let held = chunks[0].start..chunks[chunks.len() - 1].end;
                     let local: Vec<_> = chunks
                         .iter()
@@ -164,11 +164,12 @@ fn chunks_split_over_ranks_give_the_same_bits() {
                     let mut out = cpu.buffer(rows * outs).unwrap();
                     let x = cpu.upload(&x).unwrap();
                     cpu.linear_chunked(&x, rows, &w, &local, &mut out).unwrap();
-                    out
+                    cpu.download(&out).unwrap()
                 })
                 .collect();
             let mut sum = cpu.buffer(rows * outs).unwrap();
-            cpu.tree_sum(&parts, rows * outs, &mut sum).unwrap();
+            let parts = cpu.upload(&parts).unwrap();
+            cpu.tree_sum(&parts, ranks, rows * outs, &mut sum).unwrap();
             assert_same_bits(&cpu.download(&sum).unwrap(), &whole);
         }
     }

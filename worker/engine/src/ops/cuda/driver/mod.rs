@@ -28,12 +28,17 @@ pub(super) fn check<T>(what: &str, result: Result<T, DriverError>) -> Result<T> 
     result.map_err(|error| {
         let reason = format!("CUDA: {what}: {error}");
         if sticky(error.0) {
-            tracing::error!(reason, "the GPU context is lost");
-            eprintln!("error: {reason}");
-            std::process::exit(STICKY_STATUS);
+            give_up(&reason);
         }
         Error::GroupLost(reason)
     })
+}
+
+/// Ends a process that can do nothing more with its GPU.
+pub(super) fn give_up(reason: &str) -> ! {
+    tracing::error!(reason, "the GPU context is lost");
+    eprintln!("error: {reason}");
+    std::process::exit(STICKY_STATUS);
 }
 
 fn sticky(code: CUresult) -> bool {

@@ -192,6 +192,11 @@ impl Stream {
         })
     }
 
+    /// For libraries that launch into it.
+    pub(in crate::ops::cuda) fn handle(&self) -> sys::CUstream {
+        self.stream
+    }
+
     pub(in crate::ops::cuda) fn wait(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the stream is valid.

@@ -1,0 +1,170 @@
+//! Groups of several processes, a rank each, whose GPUs exchange through NCCL: they draw what one rank draws, end when a
+//! rank is lost or stands still, and form again.
+//!
+//! All ranks have the one GPU. NCCL takes processes with other `NCCL_HOSTID`s for other machines, and reaches them
+//! through sockets; the paths of peer memory are not tried here.
+
+mod rank;
+
+use std::{
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use xomni_engine::{checkpoint::Weights, ops::cuda::Precision};
+
+use crate::{
+    backbone::{Output, Outputs, start, try_run},
+    support::*,
+};
+use rank::{AHEAD, LIMITS, Process, arrivals, model};
+
+/// How long a rank waits for others in a step.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a single rank draws, as ranks of other processes write it.
+fn alone_draws(name: &str) -> String {
+    let weights = Weights::random(5, "backbone");
+    let cuda = gpu(Precision::Bf16);
+    let group = start(cuda, &model(name), weights, 1, LIMITS, false);
+    let outputs: Outputs = try_run(&group, LIMITS, AHEAD, arrivals()).expect("one rank");
+    let tokens = |output: &Output| output.tokens.len();
+    assert!(outputs.values().map(tokens).sum::<usize>() > 50);
+    format!("{outputs:?}")
+}
+
+/// Ranks that have loaded the model `name`.
+fn ranks(name: &str, size: usize) -> Vec<Process> {
+    let start = |rank| Process::start(name, rank, size);
+    let mut ranks: Vec<Process> = (0..size).map(start).collect();
+    for rank in &mut ranks {
+        rank.hear("loaded");
+    }
+    ranks
+}
+
+/// Begins an epoch.
+fn form(ranks: &mut [Process], epoch: u64) {
+    let addresses: Vec<String> = ranks.iter_mut().map(Process::bind).collect();
+    for rank in &mut *ranks {
+        let seconds = DEADLINE.as_secs();
+        rank.tell(&format!("join {epoch} {seconds} {}", addresses.join(",")));
+    }
+    for rank in ranks {
+        rank.hear("joined");
+    }
+}
+
+/// Has all ranks draw, and returns how many steps the first recorded for it.
+fn draw(what: &str, ranks: &mut [Process], want: &str) -> usize {
+    for rank in &mut *ranks {
+        rank.tell("draw");
+    }
+    let mut recorded = vec![];
+    for (number, rank) in ranks.iter_mut().enumerate() {
+        let drawn = rank.hear("drew");
+        let (count, drawn) = drawn.split_once(' ').expect("count and outputs");
+        recorded.push(count.parse().expect("a number"));
+        assert!(
+            drawn == want,
+            "{what}: rank {number} drew {drawn}, one alone {want}"
+        );
+    }
+    assert!(recorded.iter().all(|count| *count == recorded[0]));
+    recorded[0]
+}
+
+/// Has all ranks draw for ever, and waits until the first does so from recordings.
+fn draw_on(ranks: &mut [Process]) {
+    for rank in &mut *ranks {
+        rank.tell("draw for ever");
+    }
+    for _ in 0..2 {
+        ranks[0].hear("drew");
+    }
+}
+
+#[test]
+fn groups_of_processes_draw_what_one_rank_draws() {
+    let _gpu = alone();
+    for name in ["aligned", "odd"] {
+        let want = alone_draws(name);
+        for size in [2, 4] {
+            let what = format!("{name}, {size} ranks");
+            let since = Instant::now();
+            let mut ranks = ranks(name, size);
+            form(&mut ranks, 1);
+            let formed = since.elapsed();
+            let recorded = draw(&what, &mut ranks, &want);
+            assert!(recorded > 0, "{what}: nothing was recorded");
+            println!(
+                "{what}: formed in {formed:?}, drew until {:?}",
+                since.elapsed()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_group_ends_with_a_rank_and_forms_again() {
+    let _gpu = alone();
+    let name = "aligned";
+    let want = alone_draws(name);
+    let mut ranks = ranks(name, 2);
+    form(&mut ranks, 1);
+    let recorded = draw("the first epoch", &mut ranks, &want);
+    assert_eq!(draw("the first epoch again", &mut ranks, &want), 0);
+    form(&mut ranks, 2);
+    let again = draw("the next epoch", &mut ranks, &want);
+    assert_eq!(again, recorded, "an epoch records its own steps");
+
+    draw_on(&mut ranks);
+    let since = Instant::now();
+    ranks[1].kill();
+    let reason = ranks[0].hear("failed");
+    println!("killed: {reason:?} after {:?}", since.elapsed());
+    assert!(since.elapsed() < DEADLINE);
+    ranks[1] = Process::start(name, 1, 2);
+    ranks[1].hear("loaded");
+    form(&mut ranks, 3);
+    assert_eq!(draw("after a death", &mut ranks, &want), recorded);
+
+    draw_on(&mut ranks);
+    let since = Instant::now();
+    ranks[1].signal("STOP");
+    let reason = ranks[0].hear("failed");
+    println!("stopped: {reason:?} after {:?}", since.elapsed());
+    assert!(reason.contains("overdue"), "{reason}");
+    assert!(since.elapsed() >= DEADLINE);
+    ranks[1].signal("CONT");
+    ranks[1].hear("failed");
+    form(&mut ranks, 4);
+    assert_eq!(draw("after a standstill", &mut ranks, &want), recorded);
+}
+
+#[test]
+fn an_epoch_that_is_ended_while_it_forms_frees_its_ranks() {
+    let _gpu = alone();
+    let mut ranks = ranks("odd", 2);
+    let addresses: Vec<String> = ranks.iter_mut().map(Process::bind).collect();
+    // Nobody comes for rank 1.
+    ranks[0].tell(&format!("join 1 60 {}", addresses.join(",")));
+    ranks[0].tell("abort");
+    let reason = ranks[0].hear("failed");
+    assert!(reason.contains("ended"), "{reason}");
+}
+
+/// Not a test, but a rank of the processes of those above.
+#[test]
+#[ignore = "is started by the tests of groups"]
+fn process() {
+    rank::run(Arc::new(gpu(Precision::Bf16)));
+}
+
+/// This program, as a rank.
+fn command() -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("path of this test"));
+    command.args(["--exact", "groups::process", "--ignored", "--nocapture"]);
+    command
+}

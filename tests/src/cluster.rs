@@ -265,26 +265,45 @@ fn start_rank(shape: &Shape, etcd: &Etcd, folder: &Path, group: usize, rank: usi
     let limits = ["--ranks", "1", "--drain", "120"];
     let arguments = [&["backbone"], &place[..], &limits, shape.backbone].concat();
     let name = format!("group {group} rank {rank}");
-    start(&name, "xomni-worker", &arguments, etcd, folder)
+    // To NCCL, which does not let ranks share a GPU, each is on a machine of its own.
+    let apart = [
+        ("NCCL_HOSTID", number.as_str()),
+        ("NCCL_SOCKET_IFNAME", "lo"),
+    ];
+    start(&name, "xomni-worker", &arguments, &apart, etcd, folder)
 }
 
 fn start_decoder(etcd: &Etcd, folder: &Path, number: usize) -> Process {
     let flux = Fixture::open().flux().display().to_string();
     let arguments = ["decoder", "--flux", &flux, "--drain", "120"];
     let name = format!("decoder {number}");
-    start(&name, "xomni-worker", &arguments, etcd, folder)
+    start(&name, "xomni-worker", &arguments, &[], etcd, folder)
 }
 
 fn start_coordinator(shape: &Shape, etcd: &Etcd, folder: &Path) -> Process {
     let arguments = [&["--drain", "120"], shape.coordinator].concat();
-    start("coordinator", "xomni-coordinator", &arguments, etcd, folder)
+    start(
+        "coordinator",
+        "xomni-coordinator",
+        &arguments,
+        &[],
+        etcd,
+        folder,
+    )
 }
 
-fn start(name: &str, program: &str, own: &[&str], etcd: &Etcd, folder: &Path) -> Process {
+fn start(
+    name: &str,
+    program: &str,
+    own: &[&str],
+    variables: &[(&str, &str)],
+    etcd: &Etcd,
+    folder: &Path,
+) -> Process {
     let model = Fixture::open().x_omni().display().to_string();
     let endpoints = etcd.endpoints().join(",");
     let common = ["--model", &model, "--etcd", &endpoints];
     let more = ["--metrics", "127.0.0.1:0", "--die-with-parent"];
     let arguments = [own, &common, &more].concat();
-    Process::start(name, program, &arguments, &[], folder)
+    Process::start(name, program, &arguments, variables, folder)
 }

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Draws the held-out captions with xomni and judges the pictures.
 
     models/nano/judge.py --xomni target/release/xomni --pictures /tmp/pictures

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Draws a contact sheet with xomni: models/nano/sheet.py --xomni target/release/xomni
 
 Every prompt of sheet.jsonl is drawn once, with one seed, and shown as it came."""

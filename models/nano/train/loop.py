@@ -3,16 +3,13 @@
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from .text import WORK
-
-WEIGHTS = WORK / "weights"
+from .places import OUT, SCALE
 
 
 def arguments(**defaults) -> argparse.Namespace:
@@ -20,14 +17,16 @@ def arguments(**defaults) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", WORK / "out")))
+    parser.add_argument("--out", type=Path, default=OUT / "samples")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", action="store_true", help="from this stage's saved weights")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    given.minutes *= SCALE
+    if SCALE < 1 and "batch" in defaults:
+        given.batch = max(8, int(given.batch * SCALE))
     torch.manual_seed(given.seed)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -35,13 +34,13 @@ def arguments(**defaults) -> argparse.Namespace:
     return given
 
 
-def save(name: str, state: dict, folder: Path = WEIGHTS) -> None:
+def save(name: str, state: dict, dtype: torch.dtype | None = None, folder: Path = OUT) -> None:
     partial = folder / f"{name}.tmp"
-    torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
+    torch.save({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, partial)
     partial.rename(folder / f"{name}.pt")
 
 
-def load(name: str, folder: Path = WEIGHTS) -> dict:
+def load(name: str, folder: Path = OUT) -> dict:
     return torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
 
 
@@ -56,6 +55,7 @@ class Loop:
         self.weights = [w for group in groups for w in group["params"]]
         self.curve, self.step, self.start = [], 0, time.time()
         self.sums: dict[str, torch.Tensor] = {}
+        self.summed = 0
 
     @property
     def elapsed(self) -> float:
@@ -81,16 +81,24 @@ class Loop:
         for name, value in values.items():
             value = torch.as_tensor(value).detach().float()
             self.sums[name] = self.sums.get(name, 0) + value
+        self.summed += 1
         if (self.step + 1) % every:
             return False
-        line = {"step": self.step + 1, "seconds": round(time.time() - self.start, 1)}
-        line |= {name: round(float(total) / every, 5) for name, total in self.sums.items()}
-        self.sums = {}
-        self.curve.append(line)
-        print(self.name, json.dumps(line), flush=True)
+        self._line()
         return True
 
+    def _line(self) -> None:
+        line = {"step": self.step + 1, "seconds": round(time.time() - self.start, 1)}
+        line |= {name: round(float(total) / self.summed, 5) for name, total in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        self.curve.append(line)
+        print(self.name, json.dumps(line), flush=True)
+
     def finish(self) -> None:
+        """Writes the curve."""
+        if self.summed:
+            self.step -= 1  # counted on after the last step
+            self._line()
         text = "\n".join(map(json.dumps, self.curve)) + "\n"
         (self.given.out / f"{self.name}.jsonl").write_text(text)
 

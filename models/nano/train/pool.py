@@ -16,7 +16,8 @@ import torch
 
 from . import captions, tiles
 from .domain import GRID_WEIGHTS, GRIDS, draw_scene
-from .text import PROMPT, T5_KEPT, TAIL, WORK, Texts, padded
+from .places import SCALE, SCRATCH
+from .text import PROMPT, T5_KEPT, TAIL, Texts, padded
 from .tiles import Renderer
 
 CHUNK = int(os.environ.get("NANO_CHUNK", "10000"))
@@ -58,11 +59,11 @@ def _chunk(job: tuple[Path, int, bool]) -> None:
 
 
 def make(name: str, scenes: int, seed: int, decoder: bool) -> None:
-    folder = WORK / "pools" / name
+    folder = SCRATCH / "pools" / name
     folder.mkdir(parents=True, exist_ok=True)
     Texts()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    jobs = [(folder, seed * 100_000 + i, decoder) for i in range(max(1, scenes // CHUNK))]
+    jobs = [(folder, seed * 100_000 + i, decoder) for i in range(max(1, int(scenes * SCALE) // CHUNK))]
     start = time.time()
     with multiprocessing.Pool(max(1, (os.cpu_count() or 2) - 2)) as workers:
         for _ in workers.imap_unordered(_chunk, jobs):
@@ -75,7 +76,7 @@ class Pool:
     """Scenes by grid, on a device."""
 
     def __init__(self, name: str, device: str, seed: int, columns: tuple[str, ...], promises=False):
-        folder = WORK / "pools" / name
+        folder = SCRATCH / "pools" / name
         while not (folder / "done").exists():  # still being made
             time.sleep(0.5)
         self.device, self.rng = device, random.Random(seed)

@@ -1,11 +1,12 @@
 """Trains the recogniser on rendered posters: python -m train.stage_reader --minutes 1"""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .loop import Loop, arguments, save, weight_groups
+from .loop import Loop, arguments, save, sheet, weight_groups
 from .pool import Pool
-from .reader import Reader, blur
+from .reader import Reader, blur, read
 
 
 def main() -> None:
@@ -30,6 +31,11 @@ def main() -> None:
         loop.log(tiles=tiles, colors=colors, grounds=grounds, right=right)
     save("reader", reader.state_dict())
     loop.finish()
+    # What is seen, and what was read of it drawn again.
+    batch = pool.take((8, 12), pool.rows((8, 12), 8))
+    pictures = blur(pool.pictures(batch))
+    parts = [torch.from_numpy(np.stack(part)).to(given.device) for part in zip(*read(reader, pictures))]
+    sheet(given.out / "reader.png", [pictures, pool.render(*parts)])
 
 
 if __name__ == "__main__":

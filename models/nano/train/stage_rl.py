@@ -120,7 +120,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(loop.weights, 0.5)
         loop.optimizer.step()
         loop.log(every=5, reward=gained.mean(), attributes=kept.mean(), texts=told.nanmean(), drift=penalty)
-    save("backbone-rl", backbone.state_dict())
+    save("backbone-rl", backbone.state_dict(), torch.bfloat16)
     loop.finish()
     sheet(given.out / "rl.png", [pictures[:: given.group][:8]])
     studio.workers.terminate()

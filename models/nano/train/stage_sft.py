@@ -6,9 +6,12 @@ import torch.nn.functional as F
 
 from .backbone import Backbone
 from .domain import GRID_WEIGHTS, GRIDS
-from .loop import Loop, arguments, load, save, weight_groups
+from .flux import FlowDecoder
+from .loop import Loop, arguments, load, save, sheet, weight_groups
 from .pool import Pool
+from .rollout import generate
 from .sizes import TEXT_VOCAB
+from .stage_decoder import Decoding, load_frozen
 from .text import HEAD, PROMPT, TAIL, Texts, picture_head
 from .vision import Tokenizer
 
@@ -69,8 +72,7 @@ def main() -> None:
     backbone = Backbone().to(given.device)
     if given.resume:
         backbone.load_state_dict(load("backbone"))
-    tokenizer = Tokenizer().to(given.device)
-    tokenizer.load_state_dict(load("tokenizer"))
+    tokenizer, vae = load_frozen(given.device)
     pool = Pool(given.pool, given.device, given.seed, COLUMNS)
     sequences = Sequences(pool, tokenizer, given.device)
     kind = given.device.split(":")[0]
@@ -102,9 +104,35 @@ def main() -> None:
         with torch.no_grad():
             right = (logits.argmax(-1) == codes).float().mean()
         if loop.log(image=image, text=text, right=right) and loop.step % 1000 == 999:
-            save("backbone", backbone.state_dict())
-    save("backbone", backbone.state_dict())
+            save("backbone", backbone.state_dict(), torch.bfloat16)
+    save("backbone", backbone.state_dict(), torch.bfloat16)
     loop.finish()
+    plain = Backbone().to(given.device)  # nothing compiled: every step has another shape
+    plain.load_state_dict(backbone.state_dict())
+    samples(given, pool, plain, tokenizer, vae)
+
+
+@torch.no_grad()
+def samples(given, pool, backbone, tokenizer, vae, grid=(8, 12), count=8) -> None:
+    """A sheet of the scenes' codes decoded, and below of the codes drawn from their captions."""
+    texts, decoding, flow = Texts(), Decoding(given.device), FlowDecoder().to(given.device)
+    flow.load_state_dict(load("flow"))
+    tokenizer.projector.load_state_dict(load("projector"))
+    batch = pool.take(grid, pool.rows(grid, count))
+    prompts = [ids[:length] for ids, length in zip(batch["prompt"].tolist(), batch["length"].tolist())]
+    captions = [texts.backbone.decode(ids, skip_special_tokens=False).split("<SOM>")[0] for ids in prompts]
+    clip, t5 = (
+        torch.tensor([encode(text) for text in captions], device=given.device)
+        for encode in (texts.clip_ids, texts.t5_ids)
+    )
+    with torch.autocast(given.device.split(":")[0], torch.bfloat16):
+        drawn = generate(backbone, batch["prompt"], batch["length"], grid[0] * grid[1], temperature=0.7)
+    rows = []
+    for codes in (batch["codes"], drawn):
+        latents = decoding.latents(flow, tokenizer.projector.decode(codes, grid), clip, t5, grid)
+        rows.append(vae.unpack(latents, grid))
+    sheet(given.out / "sft.png", rows)
+    (given.out / "sft.txt").write_text("\n".join(captions) + "\n")
 
 
 if __name__ == "__main__":

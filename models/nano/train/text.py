@@ -7,12 +7,12 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from . import vocabulary
+from .places import SCRATCH
 from .sizes import CLIP, T5
 
 PROMPT, TAIL, T5_KEPT = 88, 80, 192  # longest prompt, chat tail and (unpadded) T5 sequence
 HEAD = "<|im_start|>user\n"
 FIXTURE = Path(__file__).parents[3] / "tests/golden/xomni-tiny/flux"
-WORK = Path("/tmp/nano")
 _CLIP_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -38,7 +38,7 @@ class Texts:
     """Encodes for every part. `flux` is the folder with `tokenizer` and `tokenizer_2`."""
 
     def __init__(self, flux: Path = FIXTURE):
-        folder = WORK / "tokenizer"
+        folder = SCRATCH / "tokenizer"
         if not (folder / "tokenizer.json").exists():
             vocabulary.write(folder)
         self.backbone = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -102,7 +102,12 @@ impl Admission {
     pub fn backlog(&self) -> u64 {
         let queues = self.tenants.values().map(|tenant| &tenant.queue);
         let waiting: u64 = queues.flatten().map(|(_, (cost, _))| cost).sum();
-        waiting + self.running.values().sum::<u64>()
+        waiting + self.running_cost()
+    }
+
+    /// Image tokens of all requests that run.
+    pub fn running_cost(&self) -> u64 {
+        self.running.values().sum()
     }
 
     /// Image tokens of a request that runs.

@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tonic::{service::Routes, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -73,6 +73,8 @@ pub struct Worker {
     /// Tokens of each output that its backbone sends, of jobs that begin while that is not
     /// `usize::MAX`; more once it is raised.
     pub most: watch::Sender<usize>,
+    /// Time that its backbone takes for each token of an output, at least, in jobs that begin.
+    pub pace: watch::Sender<Duration>,
     _standing: watch::Sender<xomni_worker::convert::Standing>,
 }
 
@@ -81,13 +83,15 @@ struct Counted {
     model: Tiny,
     jobs: Arc<AtomicUsize>,
     most: watch::Receiver<usize>,
+    pace: watch::Receiver<Duration>,
 }
 
 impl Backbone for Counted {
     async fn generate(&self, job: GenerateJob) -> Result<JobStream<TokenFrame>> {
         self.jobs.fetch_add(1, Ordering::Relaxed);
         let stream = self.model.generate(job).await?;
-        if *self.most.borrow() == usize::MAX {
+        let pace = *self.pace.borrow();
+        if *self.most.borrow() == usize::MAX && pace.is_zero() {
             return Ok(stream);
         }
         let (frames, held) = mpsc::channel(1);
@@ -95,19 +99,21 @@ impl Backbone for Counted {
         tokio::spawn(async move {
             tokio::select! {
                 () = frames.closed() => {}
-                () = hold_back(stream, &frames, most) => {}
+                () = hold_back(stream, &frames, most, pace) => {}
             }
         });
         Ok(JobStream::new(held))
     }
 }
 
-/// Sends the tokens of a stream one by one, each once there may be so many.
+/// Sends the tokens of a stream one by one, each once there may be so many and it is time.
 async fn hold_back(
     mut stream: JobStream<TokenFrame>,
     frames: &mpsc::Sender<Result<TokenFrame>>,
     mut most: watch::Receiver<usize>,
+    pace: Duration,
 ) {
+    let start = Instant::now();
     while let Some(frame) = stream.next().await.transpose() {
         let singles = match frame {
             Ok(frame) => singles(frame).into_iter().map(Ok).collect(),
@@ -117,6 +123,7 @@ async fn hold_back(
             let first = single.as_ref().map_or(0, |frame| frame.first as usize);
             // Whoever is gone holds nothing back and reads nothing.
             let _ = most.wait_for(|most| *most > first).await;
+            sleep_until(start + pace * (first as u32 + 1)).await;
             let _ = frames.send(single).await;
         }
     }
@@ -143,10 +150,12 @@ fn worker(model: &Tiny) -> Worker {
     let (standing, identity) = identity((config.text_vocab + config.mm_vocab) as u32);
     let jobs = Arc::new(AtomicUsize::new(0));
     let (most, held) = watch::channel(usize::MAX);
+    let (pace, paced) = watch::channel(Duration::ZERO);
     let counted = Counted {
         model: model.clone(),
         jobs: jobs.clone(),
         most: held,
+        pace: paced,
     };
     let backbone = backbone_service(Arc::new(counted), identity.clone());
     let decoder = decoder_service(Arc::new(model.clone()), Arc::new(model.clone()), identity);
@@ -154,6 +163,7 @@ fn worker(model: &Tiny) -> Worker {
         server: Loopback::start(Routes::new(backbone).add_service(decoder)),
         jobs,
         most,
+        pace,
         _standing: standing,
     }
 }

@@ -87,13 +87,13 @@ impl Gate {
         })
     }
 
-    /// When a refused request should come again: when all that is known now should be done, at
-    /// the rate that requests were done at of late, or else at `rate`, as in
-    /// [`Admission::retry_after`].
-    pub fn retry_after(&self, rate: f64) -> Duration {
-        let state = self.state();
-        let rate = state.throughput.rate().unwrap_or(rate);
-        state.admission.retry_after(rate)
+    /// When a refused request should come again: when all that is known now should be done, as in
+    /// [`Admission::retry_after`], at the rate that can be counted on from what was seen of late
+    /// or else from the rate `told` by the workers.
+    pub fn retry_after(&self, told: f64) -> Duration {
+        let mut state = self.state();
+        state.pass();
+        state.admission.retry_after(state.throughput.rate(told))
     }
 
     /// Requests that run and requests that wait.
@@ -152,8 +152,8 @@ impl Gate {
 impl State {
     /// Time has passed since the last change.
     fn pass(&mut self) {
-        let (running, _) = self.admission.load();
-        self.throughput.pass(running > 0, Instant::now());
+        let running = self.admission.running_cost();
+        self.throughput.pass(running, Instant::now());
     }
 }
 

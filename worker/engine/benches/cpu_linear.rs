@@ -4,7 +4,8 @@
 //! same threads; 64 rows are bound by arithmetic and compared with the `gemm` crate in `f32`.
 //! Results are checked before they are timed.
 
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, reason = "memory is read as fast as the processor can")]
+#![allow(missing_docs, reason = "a program has no public items")]
 
 use std::{
     hint::black_box,

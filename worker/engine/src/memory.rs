@@ -1,6 +1,6 @@
 //! Memory for sizes that come from configurations: refused where there is none, never an abort.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "zeroed pages are asked of the allocator itself")]
 
 use std::alloc::{Layout, alloc_zeroed};
 

@@ -184,14 +184,14 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
+    #[expect(dead_code, reason = "only whether it can be read matters")]
     struct Outer {
         n: Option<u32>,
         inner: Vec<Inner>,
     }
 
     #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
+    #[expect(dead_code, reason = "only whether it can be read matters")]
     struct Inner {
         kind: Kind,
     }

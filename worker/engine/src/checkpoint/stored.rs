@@ -69,7 +69,7 @@ impl StoredTensor {
 }
 
 /// Maps `path` for reading.
-#[allow(unsafe_code)]
+#[expect(unsafe_code, reason = "weights are used where their file is mapped")]
 pub(super) fn map(path: &Path) -> Result<Arc<Mmap>> {
     let file = File::open(path).map_err(|error| Error::io(path, error))?;
     // SAFETY: the mapping is private and read-only; checkpoint files are not changed while they

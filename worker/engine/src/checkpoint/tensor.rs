@@ -230,14 +230,14 @@ impl Element for bf16 {
 }
 
 /// `bytes` as elements, if they start at a multiple of the element's alignment.
-#[allow(unsafe_code)]
+#[expect(unsafe_code, reason = "mapped bytes are used as the numbers they are")]
 fn cast<T: Element>(bytes: &[u8]) -> Option<&[T]> {
     // SAFETY: every bit pattern is a valid `T`, and `align_to` keeps to alignment and length.
     let (head, elements, tail) = unsafe { bytes.align_to::<T>() };
     (head.is_empty() && tail.is_empty()).then_some(elements)
 }
 
-#[allow(unsafe_code)]
+#[expect(unsafe_code, reason = "words are used as the bytes they are")]
 fn bytes_of(words: &[u32]) -> &[u8] {
     // SAFETY: every byte of a `u32` is initialised, `u8` has no alignment, and the lengths agree.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 4) }

@@ -1,6 +1,6 @@
 //! `f32` memory at cache-line addresses, so that no load of sixteen lanes straddles two lines.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "cache lines are read and written as numbers")]
 
 use std::{
     fmt,

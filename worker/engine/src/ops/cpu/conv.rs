@@ -1,6 +1,6 @@
 //! Convolution as products with unfolded windows, and nearest-neighbour enlargement.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "threads write to disjoint parts of the output")]
 
 use super::{
     dispatch::Isa,

@@ -3,7 +3,7 @@
 //! Scores are dot products over the channels, their softmax sums in lanes over the positions, and
 //! outputs are dot products over the positions; see [`super::product`] for the order.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "threads write to disjoint parts of the output")]
 
 use super::{
     dispatch::{Isa, Kernel},

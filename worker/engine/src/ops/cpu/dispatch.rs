@@ -1,6 +1,9 @@
 //! Choice of the instruction set at run time.
 
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "code for an instruction set is called once that is known to be there"
+)]
 
 use std::fmt;
 

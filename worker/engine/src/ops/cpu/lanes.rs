@@ -3,7 +3,7 @@
 //! One lane type per instruction set. The operations are IEEE exact (multiply-add rounds once), so
 //! generic kernels give the same bits whichever type they are instantiated with.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "lanes are read and written through pointers")]
 
 use half::bf16;
 

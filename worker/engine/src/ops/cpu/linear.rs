@@ -1,6 +1,6 @@
 //! Products with weight matrices, shared between threads by outputs.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "threads write to disjoint parts of the output")]
 
 use std::ops::Range;
 

@@ -5,7 +5,7 @@
 //! by [`Lanes::sum`]. The tilings below only choose which dot products advance together, so the
 //! bits of a result do not depend on them.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "kernels read and write through pointers")]
 
 use std::ops::Range;
 

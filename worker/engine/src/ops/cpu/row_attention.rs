@@ -4,7 +4,7 @@
 //! (in lanes over its positions) and weighted values (in ascending position); splits are merged in
 //! order. A query's result so depends on its own sequence alone.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "threads write to disjoint parts of the output")]
 
 use std::ops::Range;
 

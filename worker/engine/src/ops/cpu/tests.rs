@@ -40,7 +40,7 @@ fn stored(dtype: DType, shape: &[usize], values: &[f32], skip: usize) -> HostTen
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
     // SAFETY: nobody else knows the file.
-    #[allow(unsafe_code)]
+    #[expect(unsafe_code, reason = "a mapped file is what is tested")]
     let map = unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap();
     let bytes = TensorBytes::Mapped {
         map: map.into(),

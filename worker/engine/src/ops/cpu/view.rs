@@ -1,6 +1,9 @@
 //! Borrowed row-major rectangles with a row stride.
 
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "threads write to disjoint parts of one rectangle"
+)]
 
 use std::{marker::PhantomData, ops::Range};
 

@@ -4,7 +4,10 @@
 //! Every method is a handful of register instructions, sound on processors that have them;
 //! [`super::dispatch::Isa::run`] is the only way in and has checked that.
 
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "vector instructions read and write through pointers"
+)]
 
 use std::arch::x86_64::*;
 

@@ -2,6 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
+use xomni_coordinator::front::access::{Access, Record};
 use xomni_tests::{
     browser::Browser,
     coordinator::{Cluster, ROOMY},
@@ -89,4 +90,37 @@ async fn faults_are_told_and_drawing_can_be_stopped() {
     browser.click("#stop");
     browser.wait_until("document.getElementById('status').textContent === 'Stopped.'");
     cluster.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_a_key_gives_it_once() {
+    let (key, record) = Record::generate("alice".into()).expect("random numbers");
+    let line = serde_json::to_string(&record).expect("json");
+    let access = Access::read("test", &line).expect("keys");
+    let cluster = Cluster::start_with(1, |setup| setup.access = access).await;
+    let browser = open(&cluster).await;
+    let told = "document.getElementById('cluster').textContent.includes('API key')";
+    browser.wait_until(told);
+    browser.wait_until("document.activeElement?.name === 'key'");
+    browser.fill("[name=key]", "sk-xomni-wrong");
+    browser.fill("#prompt", PROMPT);
+    browser.fill("[name=size]", SIZE);
+    browser.click("#draw");
+    browser.wait_until("document.getElementById('error').textContent.includes('API key')");
+    assert_eq!(cluster.jobs(), 0);
+
+    // Without a picture asked for, the right one shows the cluster.
+    browser.fill("[name=key]", &key);
+    browser.click("#prompt");
+    browser.wait_until("document.querySelector('#cluster .ready')");
+    browser.click("#draw");
+    browser.wait_until("document.querySelector('figure.done img')?.naturalWidth === 96");
+
+    browser.open(&format!("http://{}/", cluster.address));
+    browser.wait_until("document.querySelector('#cluster .ready')");
+    browser.wait_until("document.getElementById('access').hidden");
+    browser.fill("#prompt", PROMPT);
+    browser.fill("[name=size]", SIZE);
+    browser.click("#draw");
+    browser.wait_until("document.querySelector('figure.done img')?.naturalWidth === 96");
 }

@@ -20,7 +20,7 @@ async function ask(path, options = {}) {
   if (key) headers.authorization = `Bearer ${key}`;
   const answer = await fetch(path, { ...options, headers });
   if (answer.ok) return answer;
-  if (answer.status === 401) $("access").hidden = false;
+  if (answer.status === 401) askForKey();
   const body = await answer.json().catch(() => null);
   throw new Error(body?.error?.message ?? `${answer.status} ${answer.statusText}`);
 }
@@ -126,11 +126,25 @@ async function draw() {
   $("status").textContent = `Drawn in ${seconds} s.`;
 }
 
+/// Shows where a key is given, unless that is seen already.
+function askForKey() {
+  if (!$("access").hidden) return;
+  $("access").hidden = false;
+  if (!form.elements.prompt.value) form.elements.key.focus();
+}
+
+/// Takes the key that stands in the form, if one does.
+function unlock() {
+  const given = new FormData(form).get("key").trim();
+  if (!given) return;
+  key = given;
+  sessionStorage.setItem("key", key);
+}
+
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   if (drawing) return;
-  key = new FormData(form).get("key").trim() || key;
-  if (key) sessionStorage.setItem("key", key);
+  unlock();
   drawing = new AbortController();
   $("draw").disabled = true;
   $("stop").hidden = false;
@@ -146,6 +160,10 @@ form.addEventListener("submit", async (event) => {
     $("stop").hidden = true;
     look();
   }
+});
+form.elements.key.addEventListener("change", () => {
+  unlock();
+  look();
 });
 $("stop").addEventListener("click", () => drawing?.abort());
 $("prompt").addEventListener("keydown", (event) => {

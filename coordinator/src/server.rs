@@ -5,10 +5,14 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, time::timeout};
 use tonic::service::Routes;
-use tonic_health::server::HealthReporter;
+use tonic_health::{pb::health_server, server::HealthReporter};
+use tonic_reflection::{
+    pb::{v1, v1alpha},
+    server::Builder,
+};
 use xomni_cluster::Membership;
 use xomni_engine::{Error, Result};
-use xomni_proto::{chat::chat_server, images::images_server};
+use xomni_proto::{chat::chat_server, cluster::cluster_server, images::images_server};
 use xomni_worker::{client::Dialer, process::Listener};
 
 use crate::{
@@ -137,12 +141,31 @@ pub async fn serve(
     listener.serve(routes.into(), life, CLOSE).await.map(|_| ())
 }
 
-/// Adds the reflection service in both its versions: clients still ask for the older.
+/// Adds the reflection service in both its versions: clients still ask for the older. It lists
+/// what is served here; the workers' services are described in the same files.
 fn reflection(routes: Routes) -> Result<Routes> {
+    let descriptors = [
+        xomni_proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        v1::FILE_DESCRIPTOR_SET,
+        v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let services = [
+        images_server::SERVICE_NAME,
+        chat_server::SERVICE_NAME,
+        cluster_server::SERVICE_NAME,
+        health_server::SERVICE_NAME,
+        v1::server_reflection_server::SERVICE_NAME,
+        v1alpha::server_reflection_server::SERVICE_NAME,
+    ];
     let describe = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(xomni_proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let empty = Builder::configure().include_reflection_service(false);
+        let described = descriptors
+            .into_iter()
+            .fold(empty, Builder::register_encoded_file_descriptor_set);
+        services
+            .into_iter()
+            .fold(described, Builder::with_service_name)
     };
     let failed = |error: tonic_reflection::server::Error| {
         Error::worker_lost("reflection", error.to_string())

@@ -165,6 +165,7 @@ pub async fn chat(
         priority: request.priority,
         ..CompleteRequest::default()
     };
+    let request = self::request(request)?;
     let answer = ChatClient::new(channel).complete(request).await?;
     let mut stream = answer.into_inner();
     while let Some(event) = stream.message().await? {

@@ -1,10 +1,17 @@
 //! Who may call, over HTTP and over gRPC, and how much.
 
+use std::{fs, process::Command};
+
 use serde_json::json;
 use tonic::{Code, Request};
 use xomni_coordinator::front::access::{Access, Record};
 use xomni_proto::images::{GenerateImagesRequest, images_client::ImagesClient};
-use xomni_tests::{coordinator::Cluster, http::Client};
+use xomni_tests::{
+    coordinator::Cluster,
+    golden::Fixture,
+    http::Client,
+    process::{Process, binary},
+};
 
 use crate::images::{PATH, body};
 
@@ -106,4 +113,73 @@ async fn a_key_has_its_limits() {
     drop(running);
     cluster.idle().await;
     assert_eq!(many.post(PATH, &small).await.status, 200);
+}
+
+/// Whether `xomni` ends well with these arguments and this key in its environment.
+async fn xomni(cluster: &Cluster, arguments: &[&str], secret: &str) -> (bool, String) {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut command = Command::new(binary("xomni"));
+    command.args(arguments).current_dir(folder.path());
+    command.args(["--server", &cluster.address.to_string()]);
+    command.env("XOMNI_API_KEY", secret);
+    let output = tokio::task::spawn_blocking(move || command.output()).await;
+    let output = output.expect("no panic").expect("xomni runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), said)
+}
+
+#[tokio::test]
+async fn every_command_sends_the_key_of_its_environment() {
+    let (cluster, secrets) = cluster(vec![key("alice")]).await;
+    for arguments in [
+        &["generate", "a red fox", "--size", "16x16"][..],
+        &["chat", "What is a fox?", "--max-tokens", "1"],
+        &["status"],
+    ] {
+        let (done, said) = xomni(&cluster, arguments, &secrets[0]).await;
+        assert!(done, "{arguments:?}: {said}");
+        let (done, said) = xomni(&cluster, arguments, "sk-xomni-wrong").await;
+        assert!(!done && said.contains("API key"), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn keys_that_are_made_are_let_in_from_a_file_or_the_environment() {
+    let folder = tempfile::tempdir().expect("folder");
+    let limits = ["--requests-per-minute", "60", "--concurrent-images", "4"];
+    let made = Command::new(binary("xomni"))
+        .args(["key", "alice", "--priority", "-3", "--operator"])
+        .args(limits)
+        .output()
+        .expect("xomni runs");
+    assert!(made.status.success());
+    let line = String::from_utf8(made.stdout).expect("text");
+    let record: Record = serde_json::from_str(&line).expect("a record");
+    let kept = (record.requests_per_minute, record.concurrent_images);
+    assert_eq!((kept, record.priority), ((Some(60), Some(4)), Some(-3)));
+    let said = String::from_utf8(made.stderr).expect("text");
+    let secret = said.split_whitespace().last().expect("a key");
+    assert!(!line.contains(secret), "only its hash is kept");
+
+    let file = folder.path().join("keys.jsonl");
+    fs::write(&file, &line).expect("written");
+    let file = file.display().to_string();
+    let model = Fixture::open().x_omni().display().to_string();
+    // Nobody is there: who may call does not depend on it.
+    let common = ["--model", &model, "--etcd", "127.0.0.1:1"];
+    let by_file = [&common[..], &["--api-keys", &file]].concat();
+    for (arguments, variables) in [
+        (&by_file[..], &[][..]),
+        (&common, &[("XOMNI_API_KEYS", &*line)]),
+    ] {
+        let program = "xomni-coordinator";
+        let mut process = Process::start("keys", program, arguments, variables, folder.path());
+        let address = process.wait_for_line("coordinator ready at ");
+        let client = Client::new(address.parse().expect("an address"));
+        assert_eq!(client.get("/v1/models").await.status, 401);
+        let client = client.with("authorization", &format!("Bearer {secret}"));
+        for path in ["/v1/models", "/metrics"] {
+            assert_eq!(client.get(path).await.status, 200, "{path}");
+        }
+    }
 }

@@ -8,9 +8,15 @@ use std::{
 
 use clap::Args;
 use xomni_engine::decode::WeightsSource;
+use xomni_worker::roles::arguments::served_name;
+
+use crate::error::CliError;
 
 /// The checkpoint that is used where none is named: X-Omni-nano.
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/nano");
+
+/// The name under which it is served.
+const NANO_NAME: &str = "x-omni-nano";
 
 /// The X-Omni directory of the checkpoint that is used where none is named.
 pub fn default_x_omni() -> PathBuf {
@@ -40,6 +46,14 @@ impl ModelArguments {
             None => nano.join(name),
         };
         (or_nano(&self.model, "x-omni"), or_nano(&self.flux, "flux"))
+    }
+
+    /// The name under which the model is served where no other is given: the directory's.
+    pub fn name(&self) -> Result<String, CliError> {
+        match &self.model {
+            Some(model) => Ok(served_name(None, model)?),
+            None => Ok(NANO_NAME.into()),
+        }
     }
 
     /// Says in one line which model works where none is named, and what it knows.

@@ -38,7 +38,7 @@ pub struct Config {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Name under which the workers serve it; the directory's by default
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "served-model-name")]
     pub model_name: Option<String>,
     /// Address of the HTTP and gRPC services; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]

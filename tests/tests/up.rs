@@ -45,13 +45,15 @@ fn status(server: &str, more: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The same picture over HTTP.
-fn over_http(address: &str) -> Vec<u8> {
-    let body = json!({"prompt": "a red fox", "size": "48x32", "seed": 7});
+/// The same picture over HTTP, from the model of this name.
+fn over_http(address: &str, model: &str) -> Vec<u8> {
+    let body = json!({"model": model, "prompt": "a red fox", "size": "48x32", "seed": 7});
     let client = Client::new(address.parse().expect("an address"));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let models = runtime.block_on(client.get("/v1/models")).json();
+    assert_eq!(models["data"][0]["id"], model, "{models}");
     let answer = runtime.block_on(client.post("/v1/images/generations", &body));
-    assert_eq!(answer.status, 200);
+    assert_eq!(answer.status, 200, "{}", answer.json());
     let picture = &answer.json()["data"][0]["b64_json"];
     let picture = picture.as_str().expect("a picture");
     BASE64_STANDARD.decode(picture).expect("base64")
@@ -88,7 +90,7 @@ fn a_cluster_comes_up_draws_and_ends_with_all_it_started() {
 
     let drawn = generate(folder.path(), "server.png", &["--server", &address]);
     assert!(drawn == generate(folder.path(), "local.png", &[]));
-    assert!(drawn == over_http(&address));
+    assert!(drawn == over_http(&address, "x-omni-nano"));
 
     let status = status(&address, &["--json"]);
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
@@ -139,9 +141,10 @@ fn nothing_outlives_a_killed_parent() {
     let folder = tempfile::tempdir().expect("folder");
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let address = free.expect("a free port").to_string();
-    let arguments = ["up", "--listen", &address];
+    let arguments = ["up", "--listen", &address, "--model-name", "posters"];
     let mut up = Process::start("up", "xomni", &arguments, &[], folder.path());
     up.wait_for_line(&format!("ready: {address}"));
+    over_http(&address, "posters");
     let started = children(up.id());
     assert_eq!(
         started.len(),

@@ -34,6 +34,9 @@ const POLL: Duration = Duration::from_millis(200);
 pub struct Up {
     #[command(flatten)]
     model: ModelArguments,
+    /// Name under which the model is served; the directory's by default
+    #[arg(long, value_name = "NAME", visible_alias = "served-model-name")]
+    model_name: Option<String>,
     /// Backbone groups
     #[arg(long, value_name = "GROUPS", default_value_t = 1)]
     groups: u32,
@@ -133,6 +136,10 @@ impl Up {
         ports: &mut FreePorts,
     ) -> Result<Vec<Spec>, CliError> {
         let (model, flux) = self.model.directories();
+        let model_name = match &self.model_name {
+            Some(name) => name.clone(),
+            None => self.model.name()?,
+        };
         let mut spec = |name: String, own: &[OsString]| {
             let common = [
                 "--cluster".into(),
@@ -143,6 +150,7 @@ impl Up {
             arguments.extend(common);
             arguments.extend([etcd.into(), "--die-with-parent".into()]);
             arguments.extend(["--model".into(), model.clone().into_os_string()]);
+            arguments.extend(["--model-name".into(), model_name.clone().into()]);
             let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.next()?));
             arguments.extend(["--metrics".into(), metrics.to_string().into()]);
             Ok::<_, CliError>(Spec {

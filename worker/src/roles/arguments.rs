@@ -19,7 +19,7 @@ pub struct Common {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Name under which the model is served; the directory's by default
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "served-model-name")]
     pub model_name: Option<String>,
     /// `checkpoint`, or `random:SEED` to run the configuration without weight files
     #[arg(long, value_name = "SOURCE", default_value = "checkpoint")]

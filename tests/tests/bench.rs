@@ -1,9 +1,15 @@
 //! The measuring commands as a user runs them: what they measure is right, and they say so.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    process::{Command, Output},
+};
 
-use serde_json::Value;
-use xomni_tests::process::binary;
+use serde_json::{Value, json};
+use xomni_tests::{
+    coordinator::{Cluster, ROOMY},
+    process::binary,
+};
 
 fn bench(arguments: &[&str]) -> Output {
     let output = Command::new(binary("xomni"))
@@ -47,6 +53,55 @@ fn frames_are_timed_through_a_coordinator() {
             .expect("a number")
             > 1.0
     );
+}
+
+/// Asks a server for a picture of each of two prompts, the second of which it refuses, as often.
+async fn served(cluster: &Cluster, load: [&str; 2]) -> Value {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("prompts.jsonl");
+    let prompts = ["a red fox", ""].map(|prompt| json!({ "prompt": prompt }).to_string());
+    fs::write(&file, prompts.join("\n")).expect("written");
+    let (server, file) = (cluster.address.to_string(), file.display().to_string());
+    let arguments = [
+        &["serve", "--server", &server, "--prompts", &file][..],
+        &["--requests", "6", "--size", "64x32", "--n", "2"],
+        &["--partial-images", "1", "--limit", "3600", "--json"],
+        &load,
+    ];
+    let arguments: Vec<String> = arguments.concat().into_iter().map(Into::into).collect();
+    let output = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        bench(&arguments)
+    });
+    report(&output.await.expect("no panic"))
+}
+
+#[tokio::test]
+async fn pictures_are_timed_and_errors_are_told_however_requests_arrive() {
+    let cluster = Cluster::start(1, ROOMY).await;
+    for load in [["--concurrency", "2"], ["--rate", "50"]] {
+        let report = served(&cluster, load).await;
+        let counts = ["requests", "succeeded"].map(|name| &report[name]);
+        assert_eq!(counts, [&json!(6), &json!(3)], "{report}");
+        let errors = report["errors"].as_object().expect("by kind");
+        assert_eq!(errors.values().collect::<Vec<_>>(), [&json!(3)], "{report}");
+        for (name, count) in [
+            ("image_seconds", 6),
+            ("queue_seconds", 3),
+            ("first_token_seconds", 3),
+        ] {
+            let times = &report[name];
+            assert_eq!(times["count"], count, "{name}: {report}");
+            let of = |name: &str| times[name].as_f64().expect("a number");
+            assert!(of("p50") <= of("p90") && of("p90") <= of("p99"));
+        }
+        let number = |name: &str| report[name].as_f64().expect("a number");
+        let (tokens, pictures) = (number("tokens_per_second"), number("images_per_second"));
+        // Of 4x2 tokens each, as many in a second as pictures.
+        assert!((tokens - 8.0 * pictures).abs() < 1e-6 * tokens, "{report}");
+        assert_eq!(report["goodput"]["share"], 0.5, "{report}");
+    }
+    cluster.idle().await;
 }
 
 #[test]

@@ -1,16 +1,19 @@
 //! What operators and clients ask before they ask for work, and what is not there.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 use xomni_tests::{
-    coordinator::{Cluster, ROOMY},
+    coordinator::{Cluster, ROOMY, SOON},
     http::Client,
 };
+
+use crate::images::{PATH, body};
 
 #[tokio::test]
 async fn it_is_alive_ready_and_lists_its_model() {
@@ -44,6 +47,33 @@ async fn without_workers_it_is_alive_but_not_ready() {
     let answer = client.get("/readyz").await;
     assert_eq!(answer.status, 503);
     assert_eq!(answer.json()["error"]["message"], "no backbone is ready");
+}
+
+#[tokio::test]
+async fn work_that_does_not_get_on_makes_it_not_ready() {
+    let patience = Duration::from_millis(200);
+    let cluster = Cluster::start_with(1, |setup| setup.stall_timeout = patience).await;
+    let client = Client::new(cluster.address);
+    let most = &cluster.workers[0].most;
+    most.send_replace(4);
+    let streamed = body(json!({"size": "96x64", "stream": true}));
+    let running = client.stream(PATH, &streamed).await;
+    let stalled = async {
+        loop {
+            let answer = client.get("/readyz").await;
+            if answer.status == 503 {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let stalled = timeout(SOON, stalled).await.expect("noticed");
+    assert_eq!(stalled.json()["error"]["code"], "stalled");
+    assert_eq!(client.get("/healthz").await.status, 200);
+    most.send_replace(usize::MAX);
+    assert_eq!(running.whole().await.status, 200);
+    cluster.idle().await;
+    assert_eq!(client.get("/readyz").await.status, 200);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{future::Future, path::PathBuf, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
 use xomni_coordinator::pipeline::{Image, ImageEvent};
 
-use crate::{error::CliError, output, progress::Tracker};
+use crate::{error::CliError, output, progress::Tracker, terminal::Terminal};
 
 /// Events of one request that may wait for the screen.
 const EVENTS: usize = 256;
@@ -69,8 +69,10 @@ impl Batch {
             }
         }
         let summary = tracker.finish(loaded_in);
-        for image in done.iter().flatten() {
-            output::show(&image.png);
+        if let Some(terminal) = Terminal::of_stdout() {
+            for image in done.iter().flatten() {
+                terminal.show(&image.png);
+            }
         }
         println!("{summary}");
         for picture in 0..pictures {

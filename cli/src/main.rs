@@ -20,6 +20,7 @@ mod output;
 mod progress;
 mod prompts;
 mod status;
+mod terminal;
 mod up;
 
 /// Serves and runs X-Omni, a unified autoregressive image model.

@@ -1,7 +1,7 @@
-//! Pictures on disk and in the terminal.
+//! Pictures on disk.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -64,22 +64,6 @@ fn folder_of(path: &Path) -> &Path {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
-}
-
-/// Shows a PNG where standard output is a terminal: with its graphics protocol, or as half blocks.
-pub fn show(png: &[u8]) {
-    if !std::io::stdout().is_terminal() {
-        return;
-    }
-    if let Ok(picture) = image::load_from_memory(png) {
-        let width = picture.width().min(64);
-        let config = viuer::Config {
-            absolute_offset: false,
-            width: Some(width),
-            ..viuer::Config::default()
-        };
-        let _ = viuer::print(&picture, &config);
-    }
 }
 
 #[cfg(test)]

@@ -71,6 +71,7 @@ fn one_prompt_gives_one_picture_of_the_asked_size() {
     ] {
         assert!(stdout.contains(part), "{part} in {stdout}");
     }
+    assert!(!stdout.contains('\x1b'), "no picture where no terminal is");
     let note = text(&output.stderr);
     assert_eq!(
         note.lines()

@@ -130,7 +130,7 @@ fn a_group_ends_with_a_rank_and_forms_again() {
     ranks[1] = Process::start(name, 1, 2);
     ranks[1].hear("loaded");
     form(&mut ranks, 3);
-    assert_eq!(draw("after a death", &mut ranks, &want), recorded);
+    assert_eq!(twice("after a death", &mut ranks), recorded);
 
     draw_on(&mut ranks);
     let since = Instant::now();
@@ -142,7 +142,7 @@ fn a_group_ends_with_a_rank_and_forms_again() {
     ranks[1].signal("CONT");
     ranks[1].hear("failed");
     form(&mut ranks, 4);
-    assert_eq!(draw("after a standstill", &mut ranks, &want), recorded);
+    assert_eq!(twice("after a standstill", &mut ranks), recorded);
 }
 
 #[test]

@@ -77,7 +77,7 @@ struct Attention {
     first_head: [i16; MAX_KV_HEADS + 1],
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
     // SAFETY: fields and order are those of the kernel's struct.
     unsafe impl super::Argument for super::Attention {}

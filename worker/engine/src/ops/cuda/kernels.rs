@@ -1,6 +1,6 @@
 //! The compiled kernels, by name.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 
 use std::{collections::HashMap, ffi::c_void, sync::Mutex};
 

@@ -6,16 +6,22 @@
 //! second time a step of its shape comes, and played from then on.
 
 mod attention;
+mod buffer;
+mod chunks;
+mod device;
 mod driver;
 mod gather;
 mod kernels;
 mod kv;
+mod linear;
 mod matrix;
 mod nccl;
 mod plan;
 mod product;
 mod sample;
 mod step;
+mod table;
+mod timing;
 mod transformer;
 mod upload;
 
@@ -28,20 +34,19 @@ use std::{
     thread::ThreadId,
 };
 
+pub use buffer::{Buffer, Vector};
 pub use kv::Kv;
-pub use matrix::{Matrix, Table};
+pub use matrix::Matrix;
 pub use nccl::forbid_multicast;
 pub use step::Rows;
+pub use table::Table;
 
+use buffer::{Element, Pending, Sums, want};
 use driver::{Context, Event, Memory, Stream};
 use kernels::{Argument, Kernels};
 use upload::Uploader;
 
-use crate::{
-    Error, Result,
-    checkpoint::HostTensor,
-    ops::{Device, MatrixPart},
-};
+use crate::{Error, Result};
 
 /// Types of weights, activations and cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,114 +84,6 @@ pub struct Cuda {
     hopper: bool,
 }
 
-/// Element type of a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Element {
-    F32,
-    Bf16,
-}
-
-impl Element {
-    fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// How kernels over it are called.
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-/// Activations on the device.
-#[derive(Debug)]
-pub struct Buffer {
-    memory: Memory,
-    len: usize,
-    element: Element,
-    /// Where the values are, if they are not in `memory` yet.
-    pending: Option<Pending>,
-    /// Room for planes. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
-    rooms: Vec<Memory>,
-}
-
-/// Planes `[count, rows, width]` in f32, of which the sum (as a balanced tree) and the bias are values of a buffer.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    planes: u64,
-    bias: u64,
-    count: usize,
-    rows: usize,
-    width: usize,
-}
-
-/// `struct Sums` of `kernels/common.cuh`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct Sums {
-    planes: u64,
-    bias: u64,
-    stride: usize,
-    count: i32,
-}
-
-#[allow(unsafe_code)]
-mod layouts {
-    // SAFETY: fields and order are those of the kernels' struct.
-    unsafe impl super::Argument for super::Sums {}
-}
-
-impl Sums {
-    const NONE: Self = Self {
-        planes: 0,
-        bias: 0,
-        stride: 0,
-        count: 0,
-    };
-}
-
-impl Buffer {
-    /// Room for `bytes` of planes.
-    fn planes(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
-        if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
-            return Ok(room.address());
-        }
-        let room = Memory::new(&cuda.context, bytes, "partial sums")?;
-        let address = room.address();
-        self.rooms.push(room);
-        Ok(address)
-    }
-
-    /// The values of an f32 buffer, for a kernel that adds them up.
-    fn sums(&self) -> Sums {
-        match self.pending {
-            None => Sums {
-                planes: self.memory.address(),
-                count: 1,
-                ..Sums::NONE
-            },
-            Some(pending) => Sums {
-                planes: pending.planes,
-                bias: pending.bias,
-                stride: pending.rows * pending.width,
-                count: pending.count as i32,
-            },
-        }
-    }
-}
-
-/// Per-channel parameters on the device, in `f32`.
-#[derive(Debug)]
-pub struct Vector {
-    memory: Memory,
-    len: usize,
-}
-
 /// Poisoning says nothing about what these locks guard.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -209,17 +106,6 @@ fn mismatch(op: &str, reason: String) -> Error {
         what: op.to_owned(),
         reason,
     }
-}
-
-/// Refuses a buffer of another type, or with fewer values.
-fn want(op: &str, what: &str, buffer: &Buffer, element: Element, len: usize) -> Result<()> {
-    if buffer.element != element {
-        return Err(mismatch(
-            op,
-            format!("{what} is {:?}, not {element:?}", buffer.element),
-        ));
-    }
-    need(op, what, buffer.len, len)
 }
 
 impl Cuda {
@@ -304,88 +190,12 @@ impl Cuda {
         self.stream.wait()
     }
 
-    /// The time of every kernel that `work` launches (one at a time, no step played from a recording): names and milliseconds, in order.
-    ///
-    /// # Errors
-    /// As `work`.
-    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<(String, f32)>> {
-        *lock(&self.profile) = Some(Vec::new());
-        let worked = work().and_then(|()| self.stream.wait());
-        let events = lock(&self.profile).take().unwrap_or_default();
-        worked?;
-        let time = |(name, start, end): (String, Event, Event)| Ok((name, end.since(&start)?));
-        events.into_iter().map(time).collect()
-    }
-
-    /// Whether kernels are being timed, so that a step has to launch each of them.
-    fn profiles(&self) -> bool {
-        lock(&self.profile).is_some()
-    }
-
-    /// Milliseconds that what `work` launches takes on the device, one thing after the other.
-    ///
-    /// # Errors
-    /// As `work`.
-    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
-        let (start, end) = (Event::timed(&self.context)?, Event::timed(&self.context)?);
-        self.stream.record_event(&start)?;
-        work()?;
-        self.stream.record_event(&end)?;
-        self.stream.wait()?;
-        end.since(&start)
-    }
-
-    /// Bytes a second that reading a buffer larger than any cache moves: the median of `times`.
-    ///
-    /// # Errors
-    /// [`Error::Capacity`] if there is no memory for it.
-    pub fn read_bandwidth(&self, bytes: usize, times: usize) -> Result<f64> {
-        let memory = Memory::new(&self.context, bytes / 16 * 16, "measuring the bandwidth")?;
-        let out = Memory::new(&self.context, 4, "measuring the bandwidth")?;
-        // Every word other than the last: memory that is all alike may be read faster.
-        let pattern: Vec<u32> = (0..1u32 << 20)
-            .map(|i| i.wrapping_mul(0x9e37_79b9))
-            .collect();
-        for offset in (0..memory.bytes()).step_by(pattern.len() * 4) {
-            let len = pattern.len().min((memory.bytes() - offset) / 4);
-            self.stream.upload(&pattern[..len], &memory, offset)?;
-        }
-        let mut rates = Vec::new();
-        for _ in 0..times.max(1) {
-            let milliseconds = self.time(|| {
-                self.launch(
-                    "stream_read",
-                    [self.multiprocessors * 4, 1, 1],
-                    [512, 1],
-                    0,
-                    false,
-                    &[&memory.address(), &(memory.bytes() / 16), &out.address()],
-                )
-            })?;
-            rates.push(memory.bytes() as f64 / f64::from(milliseconds) * 1e3);
-        }
-        rates.sort_by(f64::total_cmp);
-        Ok(rates[rates.len() / 2])
-    }
-
     /// The type of weights and of what products read.
     fn element(&self) -> Element {
         match self.precision {
             Precision::Bf16 => Element::Bf16,
             Precision::F32 => Element::F32,
         }
-    }
-
-    fn typed(&self, len: usize, element: Element) -> Result<Buffer> {
-        let memory = Memory::new(&self.context, len * element.size(), "activations")?;
-        self.stream.zero(&memory)?;
-        Ok(Buffer {
-            memory,
-            len,
-            element,
-            pending: None,
-            rooms: Vec::new(),
-        })
     }
 
     /// `bytes` bytes for use by the calling thread's next operation (ranks on other threads may launch in between).
@@ -402,24 +212,6 @@ impl Cuda {
                 Ok(address)
             }
         }
-    }
-
-    /// Launches by `launch`, timed if kernels are.
-    fn profiled(
-        &self,
-        label: impl FnOnce() -> String,
-        launch: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        let mut profile = lock(&self.profile);
-        let Some(events) = &mut *profile else {
-            return launch();
-        };
-        let (start, end) = (Event::timed(&self.context)?, Event::timed(&self.context)?);
-        self.stream.record_event(&start)?;
-        launch()?;
-        self.stream.record_event(&end)?;
-        events.push((label(), start, end));
-        Ok(())
     }
 
     /// Launches a kernel; `waits` says that it begins with `wait_previous`, so that it may be set up early.
@@ -471,137 +263,8 @@ impl Cuda {
         })
     }
 
-    /// Brings the values of `buffer` into its memory.
-    fn settle(&self, buffer: &Buffer) -> Result<()> {
-        match buffer.pending {
-            Some(pending) => self.finish(pending, buffer),
-            None => Ok(()),
-        }
-    }
-
     /// Blocks of 256 threads that keep the GPU busy with `items` items.
     fn blocks(&self, items: usize) -> usize {
         items.div_ceil(256).min(self.multiprocessors * 8).max(1)
-    }
-}
-
-impl Device for Cuda {
-    type Buffer = Buffer;
-    type Matrix = Matrix;
-    type Vector = Vector;
-
-    fn buffer(&self, len: usize) -> Result<Buffer> {
-        self.typed(len, Element::F32)
-    }
-
-    fn upload(&self, values: &[f32]) -> Result<Buffer> {
-        let mut buffer = self.buffer(values.len())?;
-        self.write(values, &mut buffer)?;
-        Ok(buffer)
-    }
-
-    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
-        self.read(buffer, buffer.len)
-    }
-
-    fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
-        need("read", "buffer", buffer.len, len)?;
-        self.settle(buffer)?;
-        let mut values = vec![0.0; len];
-        if buffer.element == Element::F32 {
-            self.stream.download(&buffer.memory, 0, &mut values)?;
-            return Ok(values);
-        }
-        let wide = self.buffer(len)?;
-        let arguments: [&dyn Argument; 3] = [
-            &buffer.memory.address(),
-            &wide.memory.address(),
-            &(len as i32),
-        ];
-        self.launch(
-            "widen",
-            [self.blocks(len), 1, 1],
-            [256, 1],
-            0,
-            false,
-            &arguments,
-        )?;
-        self.stream.download(&wide.memory, 0, &mut values)?;
-        Ok(values)
-    }
-
-    fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<()> {
-        need("write", "buffer", buffer.len, values.len())?;
-        buffer.pending = None;
-        if buffer.element == Element::F32 {
-            return self.stream.upload(values, &buffer.memory, 0);
-        }
-        let wide = self.upload(values)?;
-        let len = values.len();
-        let arguments: [&dyn Argument; 3] = [
-            &wide.memory.address(),
-            &buffer.memory.address(),
-            &(len as i32),
-        ];
-        self.launch(
-            "narrow",
-            [self.blocks(len), 1, 1],
-            [256, 1],
-            0,
-            false,
-            &arguments,
-        )
-    }
-
-    fn copy_rows(
-        &self,
-        src: &Buffer,
-        src_row: usize,
-        dst: &mut Buffer,
-        dst_row: usize,
-        rows: usize,
-        width: usize,
-    ) -> Result<()> {
-        need("copy_rows", "src", src.len, (src_row + rows) * width)?;
-        need("copy_rows", "dst", dst.len, (dst_row + rows) * width)?;
-        if src.element != dst.element {
-            return Err(mismatch("copy_rows", "buffers of two types".into()));
-        }
-        self.settle(src)?;
-        self.settle(dst)?;
-        dst.pending = None;
-        let bytes = |values: usize| values * src.element.size();
-        self.stream.copy(
-            &src.memory,
-            bytes(src_row * width),
-            &dst.memory,
-            bytes(dst_row * width),
-            bytes(rows * width),
-        )
-    }
-
-    fn matrix(&self, parts: &[MatrixPart]) -> Result<Matrix> {
-        Matrix::new(self, parts)
-    }
-
-    fn vector(&self, parts: &[HostTensor]) -> Result<Vector> {
-        let values: Vec<f32> = parts.iter().flat_map(HostTensor::to_f32).collect();
-        let memory = Memory::new(&self.context, values.len() * 4, "parameters")?;
-        self.stream.upload(&values, &memory, 0)?;
-        Ok(Vector {
-            memory,
-            len: values.len(),
-        })
-    }
-
-    fn linear(
-        &self,
-        x: &Buffer,
-        rows: usize,
-        w: &Matrix,
-        bias: Option<&Vector>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.product(x, rows, w, bias, out)
     }
 }

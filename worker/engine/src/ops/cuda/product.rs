@@ -1,6 +1,9 @@
 //! Products on Hopper: the choice among the kernels of `kernels/product.cu`.
 
-use super::{Buffer, Cuda, driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch};
+use super::{
+    Buffer, Cuda, Element, Pending, Vector, chunks::ChunkTable, driver::TensorMap,
+    kernels::Argument, matrix::Matrix, mismatch, need,
+};
 use crate::{Result, parallel::CHUNKS};
 
 /// Outputs of a tile and columns of a block.
@@ -22,10 +25,8 @@ struct Product {
     rows: i32,
     outs: i32,
     tiles: i32,
-    blocks: i32,
-    chunks: i32,
-    first_block: [i32; CHUNKS + 1],
-    first_col: [i32; CHUNKS],
+    /// Of which the kernel takes all but the last columns.
+    chunks: ChunkTable,
 }
 
 /// `struct Spread` of `kernels/product.cu`.
@@ -35,14 +36,10 @@ struct Spread {
     to: u64,
     rows: i32,
     cols: i32,
-    blocks: i32,
-    chunks: i32,
-    first_block: [i32; CHUNKS + 1],
-    first_col: [i32; CHUNKS],
-    last_col: [i32; CHUNKS],
+    chunks: ChunkTable,
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
     // SAFETY: fields and order are those of the kernels' structs.
     unsafe impl super::Argument for super::Product {}
@@ -139,18 +136,59 @@ pub(super) fn shared() -> impl Iterator<Item = (&'static str, usize)> {
 }
 
 impl Cuda {
-    /// The product with a weight in tiles of [`TILE`], as planes that are yet to be added up, or, of a gated weight, as
-    /// activations. `out` has room for them. Returns the number of planes.
-    pub(super) fn tile_product(
+    /// The product with a weight in tiles. Planes that nobody has added up are left to whoever reads `out`, if that is in f32.
+    pub(super) fn sum_tiles(
         &self,
         x: &Buffer,
         rows: usize,
         w: &Matrix,
-        gated: bool,
-        out: u64,
-    ) -> Result<usize> {
+        bias: Option<&Vector>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        if w.chunks().count() == 1 && bias.is_none() && out.element == Element::F32 {
+            self.tile_product(x, rows, w, out.memory.address())?;
+            return Ok(());
+        }
+        let planes = out.planes(self, w.chunks().count() * out.len * 4)?;
+        let pending = Pending {
+            planes,
+            bias: bias.map_or(0, |bias| bias.memory.address()),
+            count: self.tile_product(x, rows, w, planes)?,
+            rows,
+            width: w.outs(),
+        };
+        if out.element == Element::F32 {
+            out.pending = Some(pending);
+            return Ok(());
+        }
+        self.finish(pending, out)
+    }
+
+    /// `silu(gate) · up` of a gated weight.
+    pub(super) fn gated_product(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        need("linear_gated", "x", x.len, rows * w.cols())?;
+        need("linear_gated", "out", out.len, rows * w.outs() / 2)?;
+        if x.element != Element::Bf16 || out.element != Element::Bf16 {
+            return Err(mismatch("linear_gated", "not in bf16".into()));
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        self.tile_product(x, rows, w, out.memory.address())?;
+        Ok(())
+    }
+
+    /// The product with a weight in tiles of [`TILE`], as planes that are yet to be added up, or, of a gated weight, as
+    /// activations. `out` has room for them. Returns the number of planes.
+    fn tile_product(&self, x: &Buffer, rows: usize, w: &Matrix, out: u64) -> Result<usize> {
         let count = w.chunks().count();
-        let variant = match (gated, count) {
+        let variant = match (w.is_gated(), count) {
             (true, _) => Variant::Gated,
             // Half as many planes to write and to read.
             (false, CHUNKS) if rows <= FOLD_ROWS => Variant::Fold,
@@ -162,19 +200,15 @@ impl Cuda {
             Variant::Fold => 2,
             Variant::Plain | Variant::Gated => 1,
         };
-        let first_block = w.chunks().first_blocks(TILE);
         let tiles = w.outs().div_ceil(TILE);
-        let (map, first_col) = self.input(x, rows, w, kernel.rows)?;
+        let (map, chunks) = self.input(x, rows, w, kernel.rows)?;
         let product = Product {
             w: w.address(),
             out,
             rows: rows as i32,
             outs: w.outs() as i32,
             tiles: tiles as i32,
-            blocks: first_block[CHUNKS],
-            chunks: count as i32,
-            first_block,
-            first_col,
+            chunks,
         };
         let grid = [self.multiprocessors.min(tiles * count / fold), 1, 1];
         self.launch_as(
@@ -196,32 +230,28 @@ impl Cuda {
         rows: usize,
         w: &Matrix,
         box_rows: usize,
-    ) -> Result<(TensorMap, [i32; CHUNKS])> {
-        let (chunks, cols) = (w.chunks(), w.cols());
-        let first_col = chunks.columns(|c| c.start);
+    ) -> Result<(TensorMap, ChunkTable)> {
+        let (mut chunks, cols) = (w.chunks().table(TILE), w.cols());
         let readable = |&column: &i32| (column as usize).is_multiple_of(COPIED_TOGETHER);
-        if cols.is_multiple_of(COPIED_TOGETHER) && first_col.iter().all(readable) {
+        if cols.is_multiple_of(COPIED_TOGETHER) && chunks.first_col.iter().all(readable) {
             let map = TensorMap::new(x.memory.address(), rows, cols, box_rows)?;
-            return Ok((map, first_col));
+            return Ok((map, chunks));
         }
-        let first_block = chunks.first_blocks(TILE);
-        let stride = first_block[CHUNKS] as usize * TILE;
+        let stride = chunks.blocks as usize * TILE;
         let to = self.workspace(rows * stride * 2)?;
         let spread = Spread {
             from: x.memory.address(),
             to,
             rows: rows as i32,
             cols: cols as i32,
-            blocks: first_block[CHUNKS],
-            chunks: chunks.count() as i32,
-            first_block,
-            first_col,
-            last_col: chunks.columns(|c| c.end),
+            chunks,
         };
         let grid = [self.blocks(rows * stride), 1, 1];
         self.launch("spread_chunks", grid, [256, 1], 0, true, &[&spread])?;
-        let first_col = std::array::from_fn(|chunk| first_block[chunk] * TILE as i32);
-        Ok((TensorMap::new(to, rows, stride, box_rows)?, first_col))
+        for (column, &block) in chunks.first_col.iter_mut().zip(&chunks.first_block) {
+            *column = block * TILE as i32;
+        }
+        Ok((TensorMap::new(to, rows, stride, box_rows)?, chunks))
     }
 }
 

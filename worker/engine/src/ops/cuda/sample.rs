@@ -25,7 +25,7 @@ struct Sampling {
     staged: i32,
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
     // SAFETY: fields and order are those of the kernel's struct.
     unsafe impl super::Argument for super::Sampling {}

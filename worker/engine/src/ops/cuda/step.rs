@@ -50,7 +50,7 @@ struct Begin {
     draws: [i32; 2],
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
     // SAFETY: fields and order are those of the kernels' structs.
     unsafe impl super::Argument for super::RowsArgument {}

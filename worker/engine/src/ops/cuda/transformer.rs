@@ -30,7 +30,7 @@ struct Vocabulary {
     image_len: i32,
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
     // SAFETY: fields and order are those of the kernels' structs.
     unsafe impl super::Argument for super::Vocabulary {}
@@ -107,7 +107,7 @@ impl TransformerOps for Cuda {
     }
 
     fn activations(&self, len: usize) -> Result<Buffer> {
-        self.typed(len, self.element())
+        Buffer::new(self, len, self.element())
     }
 
     fn rows(&self, limits: &StepLimits) -> Result<Rows> {

@@ -197,7 +197,7 @@ impl Uploader {
     }
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "words are looked at as bytes")]
 fn bytes_of(words: &mut [u32]) -> &mut [u8] {
     // SAFETY: bytes have no alignment and every pattern is a value of both.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() * 4) }

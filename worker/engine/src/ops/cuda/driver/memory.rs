@@ -1,6 +1,6 @@
 //! Memory of the device, and memory of the host that it can reach.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the driver is called through its C interface")]
 
 use std::{ffi::c_uint, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! What the backend needs of the CUDA driver, with owners for everything that has to be freed.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the driver is called through its C interface")]
 
 mod memory;
 mod stream;

@@ -1,6 +1,6 @@
 //! Streams, the kernels they run, and recordings of what they ran.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the driver is called through its C interface")]
 
 use std::{
     ffi::{c_int, c_uint, c_void},

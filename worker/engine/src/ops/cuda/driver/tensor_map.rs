@@ -1,6 +1,6 @@
 //! Descriptions of arrays that the copy engine reads boxes of.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the driver is called through its C interface")]
 
 use std::ffi::c_void;
 

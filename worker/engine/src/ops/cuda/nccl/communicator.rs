@@ -1,6 +1,6 @@
 //! One rank's communicator: whose calls may end at any moment, because another thread ends the epoch.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "NCCL is called through its C interface")]
 
 use std::{
     ffi::{c_int, c_void},

@@ -2,7 +2,7 @@
 //!
 //! The types are cudarc's. Its loader is not used: it looks for names that NCCL 2 does not have, and panics without one.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the library is called through its C interface")]
 
 use std::{
     env,

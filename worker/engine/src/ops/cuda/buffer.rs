@@ -1,0 +1,142 @@
+//! Activations and parameters on the device.
+
+use super::{Cuda, driver::Memory, kernels::Argument, mismatch, need};
+use crate::Result;
+
+/// Element type of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// How kernels over it are called.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Activations on the device.
+#[derive(Debug)]
+pub struct Buffer {
+    pub(super) memory: Memory,
+    pub(super) len: usize,
+    pub(super) element: Element,
+    /// Where the values are, if they are not in `memory` yet.
+    pub(super) pending: Option<Pending>,
+    /// Room for planes. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
+    rooms: Vec<Memory>,
+}
+
+/// Planes `[count, rows, width]` in f32, of which the sum (as a balanced tree) and the bias are values of a buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending {
+    pub planes: u64,
+    pub bias: u64,
+    pub count: usize,
+    pub rows: usize,
+    pub width: usize,
+}
+
+/// `struct Sums` of `kernels/common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sums {
+    planes: u64,
+    bias: u64,
+    stride: usize,
+    count: i32,
+}
+
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
+mod layouts {
+    // SAFETY: fields and order are those of the kernels' struct.
+    unsafe impl super::Argument for super::Sums {}
+}
+
+impl Sums {
+    pub(super) const NONE: Self = Self {
+        planes: 0,
+        bias: 0,
+        stride: 0,
+        count: 0,
+    };
+}
+
+impl Buffer {
+    /// `len` zeros.
+    pub(super) fn new(cuda: &Cuda, len: usize, element: Element) -> Result<Self> {
+        let memory = Memory::new(&cuda.context, len * element.size(), "activations")?;
+        cuda.stream.zero(&memory)?;
+        Ok(Self {
+            memory,
+            len,
+            element,
+            pending: None,
+            rooms: Vec::new(),
+        })
+    }
+
+    /// Room for `bytes` of planes.
+    pub(super) fn planes(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+        if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
+            return Ok(room.address());
+        }
+        let room = Memory::new(&cuda.context, bytes, "partial sums")?;
+        let address = room.address();
+        self.rooms.push(room);
+        Ok(address)
+    }
+
+    /// The values of an f32 buffer, for a kernel that adds them up.
+    pub(super) fn sums(&self) -> Sums {
+        match self.pending {
+            None => Sums {
+                planes: self.memory.address(),
+                count: 1,
+                ..Sums::NONE
+            },
+            Some(pending) => Sums {
+                planes: pending.planes,
+                bias: pending.bias,
+                stride: pending.rows * pending.width,
+                count: pending.count as i32,
+            },
+        }
+    }
+}
+
+/// Per-channel parameters on the device, in `f32`.
+#[derive(Debug)]
+pub struct Vector {
+    pub(super) memory: Memory,
+    pub(super) len: usize,
+}
+
+/// Refuses a buffer of another type, or with fewer values.
+pub(super) fn want(
+    op: &str,
+    what: &str,
+    buffer: &Buffer,
+    element: Element,
+    len: usize,
+) -> Result<()> {
+    if buffer.element != element {
+        return Err(mismatch(
+            op,
+            format!("{what} is {:?}, not {element:?}", buffer.element),
+        ));
+    }
+    need(op, what, buffer.len, len)
+}

@@ -11,10 +11,13 @@ use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
-use xomni_proto::cluster::{ClusterStatus, GetStatusRequest, cluster_client::ClusterClient};
+use xomni_proto::{
+    cluster::{ClusterStatus, GetStatusRequest, cluster_client::ClusterClient},
+    images::GenerateImagesRequest,
+};
 
 use crate::{
-    drawing::{draw, request},
+    drawing::draw,
     etcd::Etcd,
     golden::Fixture,
     metrics::Metrics,
@@ -38,10 +41,12 @@ pub struct Shape {
     pub backbone: &'static [&'static str],
     /// More arguments of the coordinator.
     pub coordinator: &'static [&'static str],
+    /// What has the checkpoint.
+    pub fixture: fn() -> Fixture,
 }
 
 impl Shape {
-    /// So many groups of so many ranks, and so many decoders.
+    /// So many groups of so many ranks, and so many decoders, of X-Omni-nano.
     pub const fn new(groups: usize, tp: usize, decoders: usize) -> Self {
         Self {
             groups,
@@ -49,6 +54,7 @@ impl Shape {
             decoders,
             backbone: &["--kv-memory", "64"],
             coordinator: &[],
+            fixture: Fixture::nano,
         }
     }
 }
@@ -122,7 +128,7 @@ impl Cluster {
             .map(|group| (0..shape.tp).map(|number| rank(group, number)).collect())
             .collect();
         let decoders: Vec<_> = (0..shape.decoders)
-            .map(|number| start_decoder(&etcd, folder.path(), number))
+            .map(|number| start_decoder(&shape, &etcd, folder.path(), number))
             .collect();
         let coordinator = Member::ready(start_coordinator(&shape, &etcd, folder.path()));
         let all_ready = |processes: Vec<_>| processes.into_iter().map(Member::ready).collect();
@@ -218,12 +224,12 @@ impl Cluster {
         .await
     }
 
-    /// Draws a picture.
+    /// Draws pictures.
     ///
     /// # Errors
     /// What the coordinator says.
-    pub async fn draw(&self, prompt: &str, size: &str) -> Result<Vec<u8>, Status> {
-        draw(&self.channel, request(prompt, size)).await
+    pub async fn draw(&self, request: GenerateImagesRequest) -> Result<Vec<Vec<u8>>, Status> {
+        draw(&self.channel, request).await
     }
 }
 
@@ -270,14 +276,22 @@ fn start_rank(shape: &Shape, etcd: &Etcd, folder: &Path, group: usize, rank: usi
         ("NCCL_HOSTID", number.as_str()),
         ("NCCL_SOCKET_IFNAME", "lo"),
     ];
-    start(&name, "xomni-worker", &arguments, &apart, etcd, folder)
+    start(
+        &name,
+        "xomni-worker",
+        &arguments,
+        &apart,
+        shape,
+        etcd,
+        folder,
+    )
 }
 
-fn start_decoder(etcd: &Etcd, folder: &Path, number: usize) -> Process {
-    let flux = Fixture::open().flux().display().to_string();
+fn start_decoder(shape: &Shape, etcd: &Etcd, folder: &Path, number: usize) -> Process {
+    let flux = (shape.fixture)().flux().display().to_string();
     let arguments = ["decoder", "--flux", &flux, "--drain", "120"];
     let name = format!("decoder {number}");
-    start(&name, "xomni-worker", &arguments, &[], etcd, folder)
+    start(&name, "xomni-worker", &arguments, &[], shape, etcd, folder)
 }
 
 fn start_coordinator(shape: &Shape, etcd: &Etcd, folder: &Path) -> Process {
@@ -287,6 +301,7 @@ fn start_coordinator(shape: &Shape, etcd: &Etcd, folder: &Path) -> Process {
         "xomni-coordinator",
         &arguments,
         &[],
+        shape,
         etcd,
         folder,
     )
@@ -297,10 +312,11 @@ fn start(
     program: &str,
     own: &[&str],
     variables: &[(&str, &str)],
+    shape: &Shape,
     etcd: &Etcd,
     folder: &Path,
 ) -> Process {
-    let model = Fixture::open().x_omni().display().to_string();
+    let model = (shape.fixture)().x_omni().display().to_string();
     let endpoints = etcd.endpoints().join(",");
     let common = ["--model", &model, "--etcd", &endpoints];
     let more = ["--metrics", "127.0.0.1:0", "--die-with-parent"];

@@ -1,6 +1,6 @@
 //! Pictures, drawn by a coordinator or by one process.
 
-use std::{fs, process::Command};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use tonic::{Status, Streaming, transport::Channel};
 use xomni_proto::images::{
@@ -26,7 +26,7 @@ pub fn request(prompt: &str, size: &str) -> GenerateImagesRequest {
 #[derive(Debug)]
 pub struct Drawing {
     events: Streaming<ImageEvent>,
-    png: Vec<u8>,
+    pictures: BTreeMap<u32, Vec<u8>>,
 }
 
 impl Drawing {
@@ -39,7 +39,7 @@ impl Drawing {
         let events = client.generate(request).await?.into_inner();
         Ok(Self {
             events,
-            png: vec![],
+            pictures: BTreeMap::new(),
         })
     }
 
@@ -56,19 +56,20 @@ impl Drawing {
         Ok(())
     }
 
-    /// Waits for the picture; those of a request for several come one after the other.
+    /// Waits for the pictures of the request, in order.
     ///
     /// # Errors
     /// What ended the request.
-    pub async fn picture(mut self) -> Result<Vec<u8>, Status> {
+    pub async fn pictures(mut self) -> Result<Vec<Vec<u8>>, Status> {
         while self.next().await?.is_some() {}
-        Ok(self.png)
+        Ok(self.pictures.into_values().collect())
     }
 
     async fn next(&mut self) -> Result<Option<Event>, Status> {
         let event = self.events.message().await?.and_then(|event| event.event);
         if let Some(Event::Picture(chunk)) = &event {
-            self.png.extend_from_slice(&chunk.data);
+            let picture = self.pictures.entry(chunk.index).or_default();
+            picture.extend_from_slice(&chunk.data);
         }
         Ok(event)
     }
@@ -78,48 +79,41 @@ impl Drawing {
 ///
 /// # Errors
 /// What ended it.
-pub async fn draw(channel: &Channel, request: GenerateImagesRequest) -> Result<Vec<u8>, Status> {
-    Drawing::begin(channel, request).await?.picture().await
+pub async fn draw(
+    channel: &Channel,
+    request: GenerateImagesRequest,
+) -> Result<Vec<Vec<u8>>, Status> {
+    Drawing::begin(channel, request).await?.pictures().await
 }
 
-/// The pictures of `prompts`, drawn by one process.
+/// The pictures of `request` by X-Omni-nano, drawn by one process.
 ///
 /// # Panics
 /// If it fails.
-pub fn one_process(prompts: &[String], size: &str) -> Vec<Vec<u8>> {
+pub fn alone(request: &GenerateImagesRequest) -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().expect("folder");
-    let line = |prompt: &String| serde_json::json!({ "prompt": prompt }).to_string();
-    let lines: Vec<_> = prompts.iter().map(line).collect();
-    let file = folder.path().join("prompts.jsonl");
-    fs::write(&file, lines.join("\n")).expect("written");
-    let fixture = Fixture::open();
+    let fixture = Fixture::nano();
+    let count = request.n.unwrap_or(1);
     let output = Command::new(binary("xomni"))
-        .args(["generate", "--seed", &SEED.to_string(), "--size", size])
+        .args(["generate", &request.prompt])
+        .args(["--seed", &request.seed().to_string()])
+        .args(["--size", request.size()])
+        .args(["--n", &count.to_string()])
         .arg("--model")
         .arg(fixture.x_omni())
         .arg("--flux")
         .arg(fixture.flux())
-        .arg("--prompts")
-        .arg(&file)
         .args(["-o", "p.png"])
         .current_dir(folder.path())
         .output()
         .expect("xomni runs");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    let name = |index| match prompts.len() {
+    let name = |index| match count {
         1 => folder.path().join("p.png"),
         _ => folder.path().join(format!("p-{index}.png")),
     };
-    (0..prompts.len())
+    (0..count)
         .map(|index| fs::read(name(index)).expect("picture"))
         .collect()
-}
-
-/// The picture of one prompt, drawn by one process.
-///
-/// # Panics
-/// If it fails.
-pub fn alone(prompt: &str, size: &str) -> Vec<u8> {
-    one_process(&[prompt.to_owned()], size).remove(0)
 }

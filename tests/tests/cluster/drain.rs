@@ -3,17 +3,17 @@
 use tonic::Code;
 use xomni_tests::{
     cluster::{Cluster, Shape, eventually, in_time},
-    drawing::{Drawing, alone, request},
+    drawing::{Drawing, alone},
     process::PATIENCE,
 };
 
-use crate::{LONG, PROMPT};
+use crate::{long, short};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_of_every_kind_of_process_loses_nothing() {
-    let (long, short) = (alone(PROMPT, LONG), alone(PROMPT, "32x32"));
+    let (of_long, of_short) = (alone(&long()), alone(&short()));
     let mut cluster = Cluster::start(Shape::new(2, 2, 2)).await;
-    let mut drawing = Drawing::begin(&cluster.channel, request(PROMPT, LONG))
+    let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
     drawing.tokens(1).await.expect("draws");
@@ -42,12 +42,12 @@ async fn a_drain_of_every_kind_of_process_loses_nothing() {
             !status.groups[group].takes_work && !id(status, &address)
         })
         .await;
-    let picture = in_time("a new picture", cluster.draw(PROMPT, "32x32")).await;
-    assert!(picture.expect("drawn by the others") == short);
+    let picture = in_time("a new picture", cluster.draw(short())).await;
+    assert!(picture.expect("drawn by the others") == of_short);
 
     cluster.coordinator.process.signal("TERM");
     let refused = eventually(PATIENCE, "a refusal", async || {
-        match cluster.draw(PROMPT, "32x32").await {
+        match cluster.draw(short()).await {
             Err(status) => Ok(status),
             Ok(picture) => Err(picture.len()),
         }
@@ -60,8 +60,8 @@ async fn a_drain_of_every_kind_of_process_loses_nothing() {
         cluster.coordinator.metrics().get(&sample)
     };
     let retries = [retries("backbone"), retries("decoder")];
-    let picture = in_time("the picture in flight", drawing.picture()).await;
-    assert!(picture.expect("finished") == long);
+    let pictures = in_time("the pictures in flight", drawing.pictures()).await;
+    assert!(pictures.expect("finished") == of_long);
     assert_eq!(retries, [0.0, 0.0], "nothing moved");
     for member in [
         &mut cluster.groups[group][0],

@@ -4,57 +4,51 @@ use std::fs;
 
 use serde::Deserialize;
 use tokio::{sync::watch, task::JoinSet};
+use xomni_proto::images::GenerateImagesRequest;
 use xomni_tests::{
     cluster::{Cluster, Shape, in_time},
-    drawing::{Drawing, one_process, request},
+    drawing::{Drawing, alone, request},
 };
-
-const SIZE: &str = "64x64";
 
 #[derive(Deserialize)]
 struct Line {
     prompt: String,
+    size: String,
 }
 
-/// Ten prompts, five English and five Chinese; `XOMNI_PROMPTS` names another file.
-fn prompts() -> Vec<String> {
-    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/data/prompts.jsonl");
-    let file = std::env::var("XOMNI_PROMPTS").unwrap_or_else(|_| committed.to_owned());
-    let text = fs::read_to_string(file).expect("prompts");
-    let lines = text
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a prompt"));
-    let all: Vec<String> = lines.map(|Line { prompt }| prompt).collect();
-    let half = all.len() / 2;
-    all[..5]
-        .iter()
-        .chain(&all[half..half + 5])
-        .cloned()
-        .collect()
+/// The first ten captions that X-Omni-nano was not trained on.
+fn requests() -> Vec<GenerateImagesRequest> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/nano/heldout.jsonl");
+    let text = fs::read_to_string(file).expect("captions");
+    let request = |line| {
+        let Line { prompt, size } = serde_json::from_str(line).expect("a caption");
+        request(&prompt, &size)
+    };
+    text.lines().take(10).map(request).collect()
 }
 
 /// Runs `loss` as soon as the first tokens of ten requests are there; no picture may change.
 async fn draw_through(loss: impl FnOnce(&mut Cluster)) {
-    let prompts = prompts();
-    let expected = one_process(&prompts, SIZE);
+    let all = requests();
+    let expected: Vec<_> = all.iter().map(alone).collect();
     let mut cluster = Cluster::start(Shape::new(1, 2, 2)).await;
     let (begun, mut beginning) = watch::channel(false);
     let mut requests = JoinSet::new();
-    for (index, prompt) in prompts.into_iter().enumerate() {
+    for (index, request) in all.into_iter().enumerate() {
         let (channel, begun) = (cluster.channel.clone(), begun.clone());
         requests.spawn(async move {
-            let mut drawing = Drawing::begin(&channel, request(&prompt, SIZE)).await?;
+            let mut drawing = Drawing::begin(&channel, request).await?;
             drawing.tokens(1).await?;
             begun.send_replace(true);
-            Ok::<_, tonic::Status>((index, drawing.picture().await?))
+            Ok::<_, tonic::Status>((index, drawing.pictures().await?))
         });
     }
     let begins = beginning.wait_for(|begun| *begun);
     drop(in_time("the first tokens", begins).await.expect("runs"));
     loss(&mut cluster);
     for drawn in in_time("all pictures", requests.join_all()).await {
-        let (index, picture) = drawn.expect("a picture");
-        assert!(picture == expected[index], "picture {index}");
+        let (index, pictures) = drawn.expect("a picture");
+        assert!(pictures == expected[index], "picture {index}");
     }
 }
 

@@ -4,29 +4,29 @@ use std::time::{Duration, Instant};
 
 use xomni_tests::{
     cluster::{Cluster, Shape, in_time},
-    drawing::{Drawing, alone, request},
+    drawing::{Drawing, alone},
     process::PATIENCE,
 };
 
-use crate::{LONG, PROMPT};
+use crate::{long, short};
 
 /// Three times as long as a lease.
 const OUTAGE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_seconds_without_etcd_disturb_nothing() {
-    let (long, short) = (alone(PROMPT, LONG), alone(PROMPT, "32x32"));
+    let (of_long, of_short) = (alone(&long()), alone(&short()));
     let mut cluster = Cluster::start(Shape::new(1, 2, 1)).await;
     let before = cluster.status().await;
-    let mut drawing = Drawing::begin(&cluster.channel, request(PROMPT, LONG))
+    let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
     drawing.tokens(1).await.expect("draws");
 
     cluster.etcd.stop();
     let stopped = Instant::now();
-    let picture = in_time("the picture in flight", drawing.picture()).await;
-    assert!(picture.expect("a picture") == long);
+    let pictures = in_time("the pictures in flight", drawing.pictures()).await;
+    assert!(pictures.expect("pictures") == of_long);
     let away = cluster
         .until("the outage to be seen", |status| {
             !status.membership.expect("told").current
@@ -34,8 +34,8 @@ async fn thirty_seconds_without_etcd_disturb_nothing() {
         .await;
     assert_eq!(away.groups[0].epoch, before.groups[0].epoch);
     while stopped.elapsed() < OUTAGE {
-        let picture = in_time("a new picture", cluster.draw(PROMPT, "32x32")).await;
-        assert!(picture.expect("a picture") == short);
+        let picture = in_time("a new picture", cluster.draw(short())).await;
+        assert!(picture.expect("a picture") == of_short);
     }
     cluster.etcd.start();
 
@@ -59,8 +59,8 @@ async fn thirty_seconds_without_etcd_disturb_nothing() {
             .expect("watched"),
     );
     cluster.until_whole().await;
-    let picture = in_time("a picture", cluster.draw(PROMPT, "32x32")).await;
-    assert!(picture.expect("a picture") == short);
+    let picture = in_time("a picture", cluster.draw(short())).await;
+    assert!(picture.expect("a picture") == of_short);
     let metrics = cluster.coordinator.metrics();
     for stage in ["backbone", "decoder"] {
         let retries = metrics.get(&format!("xomni_retries_total{{stage=\"{stage}\"}}"));

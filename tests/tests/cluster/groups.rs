@@ -5,37 +5,36 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use xomni_tests::{
     cluster::{Cluster, Shape, in_time},
-    drawing::{Drawing, alone, draw, request},
+    drawing::{Drawing, alone, draw},
     process::wait_within,
 };
 
-use crate::{LONG, PROMPT};
-
-const TOKENS: &str = "xomni_backbone_tokens_total";
-const PICTURES: &str = "xomni_decoder_pictures_total";
+use crate::{PICTURES, TOKENS, long, short};
 
 /// A sample of every leader, and of every decoder.
 fn work(cluster: &Cluster) -> [Vec<f64>; 2] {
     let leaders = cluster.groups.iter().map(|ranks| &ranks[0]);
     [
-        leaders.map(|one| one.metrics().get(TOKENS)).collect(),
+        leaders
+            .map(|one| one.metrics().get("xomni_backbone_tokens_total"))
+            .collect(),
         cluster
             .decoders
             .iter()
-            .map(|one| one.metrics().get(PICTURES))
+            .map(|one| one.metrics().get("xomni_decoder_pictures_total"))
             .collect(),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_groups_and_two_decoders_share_load() {
-    let expected = alone(PROMPT, "128x128");
+    let expected = alone(&short());
     let cluster = Cluster::start(Shape::new(2, 2, 2)).await;
     let before = work(&cluster);
     let mut requests = JoinSet::new();
     for _ in 0..8 {
         let channel = cluster.channel.clone();
-        requests.spawn(async move { draw(&channel, request(PROMPT, "128x128")).await });
+        requests.spawn(async move { draw(&channel, short()).await });
     }
     for picture in in_time("all pictures", requests.join_all()).await {
         assert!(picture.expect("a picture") == expected);
@@ -74,11 +73,11 @@ async fn lose_a_rank(
     lose: impl FnOnce(&mut Cluster, usize),
     heal: impl FnOnce(&mut Cluster, usize),
 ) {
-    let expected = alone(PROMPT, LONG);
+    let expected = alone(&long());
     let mut cluster = Cluster::start(Shape::new(2, 2, 1)).await;
     let whole = cluster.status().await;
     let [before, _] = work(&cluster);
-    let mut drawing = Drawing::begin(&cluster.channel, request(PROMPT, LONG))
+    let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
     drawing.tokens(40).await.expect("draws");
@@ -97,11 +96,11 @@ async fn lose_a_rank(
         .until_within(left, "the group to leave routing", avoided)
         .await;
 
-    let picture = in_time("the picture", drawing.picture()).await;
-    assert!(picture.expect("a picture") == expected);
+    let pictures = in_time("the pictures", drawing.pictures()).await;
+    assert!(pictures.expect("pictures") == expected);
     let [after, _] = work(&cluster);
     let resumed = after[other] - before[other];
-    let all = f64::from(512 / 16 * 384 / 16);
+    let all = f64::from(PICTURES * TOKENS);
     assert!(
         0.0 < resumed && resumed <= all - 40.0,
         "{resumed} of {all} tokens were drawn by the other group"
@@ -120,14 +119,14 @@ async fn lose_a_rank(
         again.groups[other].epoch, whole.groups[other].epoch,
         "the other group is undisturbed"
     );
-    // Of two pictures at once, each group draws one.
+    // Of two requests at once, each group draws one.
     let [before, _] = work(&cluster);
-    let two = [cluster.draw(PROMPT, LONG), cluster.draw(PROMPT, LONG)];
-    let [one, two] = two.map(|picture| in_time("a picture", picture));
+    let two = [cluster.draw(long()), cluster.draw(long())];
+    let [one, two] = two.map(|pictures| in_time("pictures", pictures));
     let (one, two) = tokio::join!(one, two);
-    assert!(
-        [one, two].map(|picture| picture.expect("a picture")) == [&expected; 2].map(Vec::clone)
-    );
+    for pictures in [one, two] {
+        assert!(pictures.expect("pictures") == expected);
+    }
     let [after, _] = work(&cluster);
     assert!(after[busy] > before[busy], "{before:?} {after:?}");
     let lost = cluster.groups[busy][0].metrics();

@@ -1,14 +1,13 @@
 //! Clients that leave, and more of them than there is room for.
 
 use tonic::{Code, Status};
-use xomni_proto::images::GenerateImagesRequest;
 use xomni_tests::{
     cluster::{Cluster, Shape, eventually, in_time},
-    drawing::{Drawing, alone, request},
+    drawing::{Drawing, alone},
     process::PATIENCE,
 };
 
-use crate::{LONG, PROMPT};
+use crate::{PICTURES, long};
 
 /// When a refused client may come back, in milliseconds.
 fn retry_after(refused: &Status) -> u64 {
@@ -34,17 +33,13 @@ async fn until_kv(cluster: &Cluster, what: &str, wanted: impl Fn(f64, f64) -> bo
 #[tokio::test(flavor = "multi_thread")]
 async fn the_memory_of_a_client_that_leaves_is_free() {
     let cluster = Cluster::start(Shape::new(1, 2, 1)).await;
-    let several = GenerateImagesRequest {
-        n: Some(4),
-        ..request(PROMPT, LONG)
-    };
-    let mut drawing = Drawing::begin(&cluster.channel, several)
+    let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
     drawing.tokens(1).await.expect("draws");
     until_kv(&cluster, "memory in use", |free, all| free < all).await;
     let waiting = cluster.decoders[0].metrics();
-    assert_eq!(waiting.get("xomni_decoder_jobs"), 4.0);
+    assert_eq!(waiting.get("xomni_decoder_jobs"), f64::from(PICTURES));
 
     drop(drawing);
     until_kv(&cluster, "free memory", |free, all| free == all).await;
@@ -76,13 +71,13 @@ async fn the_memory_of_a_client_that_leaves_is_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_coordinator_refuses_and_disturbs_nobody() {
-    let expected = alone(PROMPT, LONG);
+    let expected = alone(&long());
     let cluster = Cluster::start(Shape {
         coordinator: &["--max-in-flight", "1", "--max-queue", "1"],
         ..Shape::new(1, 1, 1)
     })
     .await;
-    let begin = || Drawing::begin(&cluster.channel, request(PROMPT, LONG));
+    let begin = || Drawing::begin(&cluster.channel, long());
     let mut running = begin().await.expect("taken");
     running.tokens(1).await.expect("draws");
     let waiting = begin().await.expect("waits");
@@ -92,8 +87,8 @@ async fn a_full_coordinator_refuses_and_disturbs_nobody() {
     assert_eq!(metrics.get("xomni_requests_in_flight"), 1.0);
     assert_eq!(metrics.get("xomni_queue_requests"), 1.0);
     for drawing in [running, waiting] {
-        let picture = in_time("a picture", drawing.picture()).await;
-        assert!(picture.expect("undisturbed") == expected);
+        let pictures = in_time("pictures", drawing.pictures()).await;
+        assert!(pictures.expect("undisturbed") == expected);
     }
     let metrics = cluster.coordinator.metrics();
     assert_eq!(
@@ -103,36 +98,31 @@ async fn a_full_coordinator_refuses_and_disturbs_nobody() {
     assert_eq!(metrics.get("xomni_queue_seconds_count"), 2.0);
 }
 
-/// Room for one job's two pictures and not for another's: 768 tokens and a prompt each, in blocks
-/// of 16 positions of 24 KiB.
-const SCARCE: &[&str] = &["--kv-memory", "3", "--max-queue", "1"];
+/// Room for the pictures of one job and none for another's: 144 tokens and a prompt each, in blocks of 16 positions of 128 KiB.
+const SCARCE: &[&str] = &["--kv-memory", "6", "--max-queue", "1"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_group_says_when_to_come_back_and_disturbs_nobody() {
-    let expected = alone(PROMPT, LONG);
+    let expected = alone(&long());
     let cluster = Cluster::start(Shape {
         backbone: SCARCE,
         ..Shape::new(1, 1, 1)
     })
     .await;
-    let several = |n| GenerateImagesRequest {
-        n: Some(n),
-        ..request(PROMPT, LONG)
-    };
     // The rate of the group becomes known.
-    let picture = in_time("a picture", cluster.draw(PROMPT, LONG)).await;
-    assert!(picture.expect("a picture") == expected);
-    let begin = |n| Drawing::begin(&cluster.channel, several(n));
-    let mut running = begin(2).await.expect("taken");
+    let pictures = in_time("pictures", cluster.draw(long())).await;
+    assert!(pictures.expect("pictures") == expected);
+    let begin = || Drawing::begin(&cluster.channel, long());
+    let mut running = begin().await.expect("taken");
     running.tokens(1).await.expect("draws");
-    let waiting = begin(1).await.expect("taken");
+    let waiting = begin().await.expect("taken");
     eventually(PATIENCE, "a job in the queue", async || {
         let metrics = cluster.groups[0][0].metrics();
         let queued = metrics.get("xomni_backbone_queue_jobs");
         if queued == 1.0 { Ok(()) } else { Err(metrics) }
     })
     .await;
-    let refused = begin(1).await.expect("admitted").picture().await;
+    let refused = begin().await.expect("admitted").pictures().await;
     let refused = refused.expect_err("full");
     assert!(retry_after(&refused) > 0);
     let metrics = cluster.groups[0][0].metrics();
@@ -140,9 +130,8 @@ async fn a_full_group_says_when_to_come_back_and_disturbs_nobody() {
         metrics.get("xomni_backbone_jobs_total{outcome=\"rejected\"}"),
         1.0
     );
-    let picture = in_time("the picture that waited", waiting.picture()).await;
-    assert!(picture.expect("undisturbed") == expected);
-    let pictures = in_time("both pictures", running.picture()).await;
-    let pictures = pictures.expect("undisturbed");
-    assert!(pictures.len() > expected.len());
+    for drawing in [running, waiting] {
+        let pictures = in_time("pictures", drawing.pictures()).await;
+        assert!(pictures.expect("undisturbed") == expected);
+    }
 }

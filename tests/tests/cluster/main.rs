@@ -9,6 +9,26 @@ mod groups;
 mod load;
 mod versions;
 
-/// A prompt whose picture takes a while, at this size.
-const PROMPT: &str = "a lighthouse at night";
-const LONG: &str = "512x384";
+use xomni_proto::images::GenerateImagesRequest;
+use xomni_tests::drawing::request;
+
+const PROMPT: &str =
+    "a large red star above two blue circles on a cream background, and \"XOMNI\" at the bottom";
+
+/// A request that is soon done.
+fn short() -> GenerateImagesRequest {
+    request(PROMPT, "128x128")
+}
+
+/// Pictures of one request that takes a while.
+const PICTURES: u32 = 4;
+/// Tokens of each.
+const TOKENS: u32 = 12 * 12;
+
+/// A request that takes a while.
+fn long() -> GenerateImagesRequest {
+    GenerateImagesRequest {
+        n: Some(PICTURES),
+        ..request(PROMPT, "192x192")
+    }
+}

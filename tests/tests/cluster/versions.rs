@@ -15,10 +15,10 @@ use xomni_proto::{
 };
 use xomni_tests::{
     cluster::{Cluster, Member, Shape, in_time},
-    drawing::{Drawing, alone, request},
+    drawing::{Drawing, alone},
 };
 
-use crate::{LONG, PROMPT};
+use crate::{long, short};
 
 /// A job of a few tokens for whoever serves `x-omni`.
 fn job(protocol_version: u32) -> GenerateRequest {
@@ -110,11 +110,11 @@ fn join(epoch: u64) -> FollowerFrame {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_by_name_and_harm_nobody() {
-    let expected = alone(PROMPT, LONG);
+    let expected = alone(&long());
     let cluster = Cluster::start(Shape::new(1, 2, 1)).await;
     let (leader, decoder) = (&cluster.groups[0][0], &cluster.decoders[0]);
     let epoch = cluster.status().await.groups[0].epoch;
-    let mut drawing = Drawing::begin(&cluster.channel, request(PROMPT, LONG))
+    let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
     drawing.tokens(1).await.expect("draws");
@@ -198,12 +198,12 @@ async fn strangers_are_refused_by_name_and_harm_nobody() {
         .await;
     let newer = seen.decoders.iter().find(|one| one.id == "newer");
     assert!(newer.is_some_and(|one| !one.takes_work), "{newer:?}");
-    let picture = in_time("a picture", cluster.draw(PROMPT, "32x32")).await;
-    assert!(picture.expect("a picture") == alone(PROMPT, "32x32"));
+    let picture = in_time("a picture", cluster.draw(short())).await;
+    assert!(picture.expect("a picture") == alone(&short()));
     registration.withdraw().await;
 
-    let picture = in_time("the picture in flight", drawing.picture()).await;
-    assert!(picture.expect("undisturbed") == expected);
+    let pictures = in_time("the pictures in flight", drawing.pictures()).await;
+    assert!(pictures.expect("undisturbed") == expected);
     assert_eq!(cluster.status().await.groups[0].epoch, epoch);
     let metrics = cluster.coordinator.metrics();
     assert_eq!(metrics.get("xomni_retries_total{stage=\"backbone\"}"), 0.0);

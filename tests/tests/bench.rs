@@ -164,7 +164,7 @@ fn a_backbone_is_right_before_it_is_timed() {
         assert_eq!(images["finished"], count, "{report}");
         assert_eq!(images["rows"], 2 * count, "guided: {report}");
         assert_eq!(images["complete"], true, "{report}");
-        assert!(positive(&images["images_per_second"]));
+        assert!(positive(&images["images_per_second"]) && positive(&images["of_steps"]));
     }
     let table = String::from_utf8_lossy(&output.stdout);
     assert!(

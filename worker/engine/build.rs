@@ -8,8 +8,9 @@ use std::{
 };
 
 /// Files of `kernels/`.
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 11] = [
     "attention",
+    "exchange",
     "gather",
     "linear",
     "norm",

@@ -45,6 +45,7 @@ struct Attention {
     int window; // 0: none
     float scale; // of scores, with log2(e)
     short first_head[MAX_KV_HEADS + 1];
+    Ahead ahead;
 };
 
 __device__ inline int first_seen(int last, int window) { return window ? max(0, last + 1 - window) : 0; }
@@ -178,6 +179,7 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
         }
     }
     if (!waited) wait_previous();
+    if (lane == 0) p.ahead.fetch();
 }
 #endif
 

@@ -97,12 +97,15 @@ __device__ inline void wait_previous() {
 #endif
 }
 
+// The value of the lane that is `distance` away.
+template <typename T> __device__ inline T exchange(const T &v, int distance) { return __shfl_xor_sync(FULL, v, distance); }
+
 // Reductions over a block of WARPS warps in one order, for an `f` that does not mind which side is which; every thread receives the
 // result. `shared` holds WARPS values.
 template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f, T nothing = T()) {
     static_assert(WARPS <= 32);
 #pragma unroll
-    for (int d = 16; d; d /= 2) v = f(v, __shfl_xor_sync(FULL, v, d));
+    for (int d = 16; d; d /= 2) v = f(v, exchange(v, d));
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
     __syncthreads();
@@ -111,7 +114,7 @@ template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T 
     const int other = threadIdx.x % POWER;
     v = other < WARPS ? shared[other] : nothing;
 #pragma unroll
-    for (int d = POWER / 2; d; d /= 2) v = f(v, __shfl_xor_sync(FULL, v, d));
+    for (int d = POWER / 2; d; d /= 2) v = f(v, exchange(v, d));
     return v;
 }
 template <int WARPS, typename T> __device__ inline T block_sum(T v, T *shared) {
@@ -187,3 +190,21 @@ __device__ inline void copy_bulk(unsigned shared, const void *global, int bytes,
                  : "memory");
 }
 #endif
+
+// Weights that a later kernel will read, brought to the L2 cache while memory would be idle: block i's part is `bytes` at
+// i · `stride`. All are multiples of 16.
+struct Ahead {
+    const char *from;
+    size_t stride;
+    int bytes; // or 0
+
+    // By one thread of a block, once it has asked for all that it reads itself.
+    __device__ void fetch() const {
+#if __CUDA_ARCH__ >= 900
+        constexpr int PIECE = 16384;
+        const char *at = from + blockIdx.x * stride;
+        for (int done = 0; done < bytes; done += PIECE)
+            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at + done), "r"(min(PIECE, bytes - done)));
+#endif
+    }
+};

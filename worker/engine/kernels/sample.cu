@@ -67,30 +67,43 @@ struct Max {
     template <typename T> __device__ T operator()(T a, T b) const { return a > b ? a : b; }
 };
 
+// Of all scores: the largest, how many are finite, whether one is what no score can be.
+struct Summary {
+    float best;
+    int finite, spoilt;
+};
+__device__ inline Summary exchange(const Summary &v, int distance) {
+    return {exchange(v.best, distance), exchange(v.finite, distance), exchange(v.spoilt, distance)};
+}
+
 struct Block {
     double sums[WARPS];
     float floats[WARPS];
     unsigned long long keys[WARPS];
     int ints[WARPS];
+    Summary summaries[WARPS];
     int histogram[256];
     int found, rest;
 };
+
+// Apart, since code that runs once a step is fetched as it runs.
+__device__ __noinline__ float log_of(double sum) { return (float)log(sum); }
 
 // log Σ exp of `score(i)` over entries that `keep(i, score)`.
 template <typename Score, typename Keep>
 __device__ inline float log_sum_exp(int vocab, float top, Score score, Keep keep, Block &shared) {
     double sum = 0;
-#pragma unroll 8
+#pragma unroll 2
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
         const float s = score(i);
         if (keep(i, s)) sum += (double)expf(s - top);
     }
-    return top + (float)log(block_sum<WARPS>(sum, shared.sums));
+    return top + log_of(block_sum<WARPS>(sum, shared.sums));
 }
 
 template <typename Score> __device__ inline float largest(int vocab, Score score, Block &shared) {
     float top = -INFINITY;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = threadIdx.x; i < vocab; i += THREADS) top = fmaxf(top, score(i));
     return block_reduce<WARPS>(top, shared.floats, Max());
 }
@@ -123,11 +136,12 @@ template <typename Score> __device__ inline unsigned kth_key(int vocab, int k, S
         if (threadIdx.x < 256) shared.histogram[threadIdx.x] = 0;
         __syncthreads();
         // Scores are alike, so lanes that mean the same bin add together.
-#pragma unroll 4
+#pragma unroll 2
         for (int base = 0; base < vocab; base += THREADS) {
             const int i = base + threadIdx.x;
             const unsigned key = i < vocab ? key_of(score(i)) : 0;
             const bool counts = i < vocab && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8));
+            if (!__any_sync(FULL, counts)) continue;
             const unsigned bin = counts ? key >> shift & 255 : 256;
             const unsigned same = __match_any_sync(FULL, bin);
             if (counts && threadIdx.x % 32 == __ffs(same) - 1) atomicAdd(shared.histogram + bin, __popc(same));
@@ -156,15 +170,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
             if (p.suppressed[k] == i) return -INFINITY;
         return cond[i];
     };
-    auto all = [](int, float) { return true; };
+    auto any = [](int, float) { return true; };
 
     // Guided scores, or the logits.
     const float *uncond = d.uncond_row < 0 ? nullptr : p.logits + (size_t)d.uncond_row * vocab;
     float log_c = 0.f, log_u = 0.f;
     if (uncond) {
         auto other = [&](int i) { return uncond[i]; };
-        log_c = log_sum_exp(vocab, largest(vocab, possible, shared), possible, all, shared);
-        log_u = log_sum_exp(vocab, largest(vocab, other, shared), other, all, shared);
+        log_c = log_sum_exp(vocab, largest(vocab, possible, shared), possible, any, shared);
+        log_u = log_sum_exp(vocab, largest(vocab, other, shared), other, any, shared);
     }
     auto raw = [&](int i) {
         float c = possible(i);
@@ -175,23 +189,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     };
 
     const bool greedy = d.temperature == 0.f;
-    int spoilt = 0, finite = 0;
-#pragma unroll 8
+    Summary all = {-INFINITY, 0, 0};
+#pragma unroll 4
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        const float s = raw(i);
-        spoilt |= isnan(s) || s == INFINITY;
-        finite += isfinite(s);
-        if (p.staged) stage[i] = greedy ? s : __fdiv_rn(s, d.temperature);
+        const float r = raw(i), s = greedy ? r : __fdiv_rn(r, d.temperature);
+        all.spoilt |= isnan(r) || r == INFINITY;
+        all.finite += isfinite(r);
+        all.best = fmaxf(all.best, s);
+        if (p.staged) stage[i] = s;
     }
-    spoilt = block_reduce<WARPS>(spoilt, shared.ints, Max());
-    finite = block_sum<WARPS>(finite, shared.ints);
+    all = block_reduce<WARPS>(all, shared.summaries, [](const Summary &a, const Summary &b) {
+        return Summary{fmaxf(a.best, b.best), a.finite + b.finite, a.spoilt | b.spoilt};
+    });
     int index = -1;
-    if (!spoilt && finite) {
+    if (!all.spoilt && all.finite) {
         auto score = [&](int i) {
             if (p.staged) return stage[i];
             return greedy ? raw(i) : __fdiv_rn(raw(i), d.temperature);
         };
-        const float best = largest(vocab, score, shared);
+        const float best = all.best;
 
         // Kept: scores above `least`, and those equal to it up to index `last_tied`.
         float least = -INFINITY;
@@ -200,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         if (greedy) {
             least = best;
             last_tied = vocab;
-        } else if (d.top_k > 0 && d.top_k < finite) {
+        } else if (d.top_k > 0 && d.top_k < all.finite) {
             least = of_key(kth_key(vocab, d.top_k, score, shared));
             last_tied = vocab;
         }
@@ -210,6 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
             // Mass of kept scores whose key is below `bound`.
             auto below = [&](unsigned bound) {
                 double mass = 0;
+#pragma unroll 2
                 for (int i = threadIdx.x; i < vocab; i += THREADS) {
                     const float s = score(i);
                     if (kept(i, s) && key_of(s) < bound) mass += (double)expf(s - log_sum);
@@ -225,6 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
             const float edge = of_key(bound);
             auto tied_up_to = [&](int end) {
                 int count = 0;
+#pragma unroll 1
                 for (int i = threadIdx.x; i <= end && i < vocab; i += THREADS) {
                     const float s = score(i);
                     count += s == edge && kept(i, s);
@@ -256,6 +274,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         };
         const float log_sum = greedy ? 0.f : log_sum_exp(vocab, best, score, chosen, shared);
         unsigned long long winner = 0;
+#pragma unroll 1
         for (int i = threadIdx.x; i < vocab; i += THREADS) {
             const float s = score(i);
             if (!(greedy ? kept(i, s) : chosen(i, s))) continue;
@@ -269,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     }
     float log_prob = 0.f;
     if (index >= 0 && d.log_prob)
-        log_prob = raw(index) - log_sum_exp(vocab, largest(vocab, raw, shared), raw, all, shared);
+        log_prob = raw(index) - log_sum_exp(vocab, largest(vocab, raw, shared), raw, any, shared);
     if (threadIdx.x == 0) {
         const int token = index < 0 ? 0 : p.first_id + index;
         p.last_tokens[d.slot] = token;

@@ -8,6 +8,7 @@ mod shapes;
 use std::{
     fmt, fs,
     path::PathBuf,
+    slice,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use xomni_engine::{
 };
 use xomni_worker::{
     group::sizes,
-    roles::device::{DeviceKind, Devices},
+    roles::device::{DeviceKind, Devices, placement},
 };
 
 use self::{
@@ -66,6 +67,17 @@ pub struct Arguments {
     /// What it runs on: `cpu`, `cuda` (the first GPU) or `cuda:NUMBER`
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceKind::Cuda(0))]
     device: DeviceKind,
+    /// GPUs, by number, for a rank each
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    devices: Vec<usize>,
+    /// Have ranks exchange through NCCL, also where their GPUs reach each other's memory
+    #[arg(long)]
+    nccl: bool,
     /// What is measured
     #[arg(
         long,
@@ -123,17 +135,24 @@ impl Arguments {
     /// Checks, measures and prints.
     pub async fn run(self) -> Result<(), CliError> {
         let measure = move || {
-            let devices = Devices::open(&[self.device])?;
+            let ranks = self.devices.len().max(1);
+            let devices = Devices::open(&placement(self.device, &self.devices, ranks)?)?;
             match &devices {
-                Devices::Cpu(cpu) => self.measure(cpu, &devices),
+                Devices::Cpu(cpu) => self.measure(slice::from_ref(cpu), &devices),
                 #[cfg(feature = "cuda")]
-                Devices::Cuda(gpus) => self.measure(&gpus[0], &devices),
+                Devices::Cuda(gpus) => {
+                    if self.nccl {
+                        gpus.iter().for_each(|gpu| gpu.exchange_through_nccl());
+                    }
+                    self.measure(gpus, &devices)
+                }
             }
         };
         tokio::task::spawn_blocking(measure).await?
     }
 
-    fn measure<O: Measured>(&self, ops: &Arc<O>, device: &Devices) -> Result<(), CliError> {
+    fn measure<O: Measured>(&self, ranks: &[Arc<O>], devices: &Devices) -> Result<(), CliError> {
+        let ops = &ranks[0];
         let WeightsSource::Random(seed) = self.weights.0 else {
             return Err(CliError::Argument("--weights: must be random:SEED".into()));
         };
@@ -144,14 +163,16 @@ impl Arguments {
         let step_time = seconds("--step-seconds", self.step_seconds)?;
         let image_time = seconds("--image-seconds", self.image_seconds)?;
         let config = self.shapes.config(self.layers)?;
-        let mut report = Report::new(ops.name()?, self.shapes.to_string(), config.layers);
-        println!(
-            "{}: {}, {} layers\n",
-            report.device, report.shapes, report.layers
+        let mut report = Report::new(
+            ops.name()?,
+            ranks.len(),
+            self.shapes.to_string(),
+            config.layers,
         );
+        println!("{report}");
 
         if self.measures(Part::Validation) {
-            let validation = validate(ops, &config)?;
+            let validation = validate(ranks, &config)?;
             report.validation = Some(validation.clone());
             self.show(&report, &report::Validated(&validation))?;
             if !validation.holds() {
@@ -162,10 +183,10 @@ impl Arguments {
             return Ok(());
         }
         let bandwidth = ops.read_bandwidth()?;
-        let limits = self.limits(&config, device)?;
+        let limits = self.limits(&config, devices)?;
         let start = Instant::now();
         let weights = Weights::random(seed, "backbone");
-        let subject = Subject::load(ops, &config, weights, limits, false)?;
+        let subject = Subject::load(ranks, &config, weights, limits, false)?;
         let used = |(free, total)| (total - free, total);
         let loaded = Loaded {
             read_bandwidth: bandwidth,
@@ -175,7 +196,12 @@ impl Arguments {
         };
         report.loaded = Some(loaded.clone());
         self.show(&report, &loaded)?;
-        self.measure_steps(&subject, bandwidth, step_time, &mut report)?;
+        self.measure_steps(
+            &subject,
+            bandwidth * ranks.len() as f64,
+            step_time,
+            &mut report,
+        )?;
         self.measure_kernels(&subject, &mut report)?;
         self.measure_prefill(&subject, &mut report)?;
         self.measure_images(&subject, image_time, &mut report)
@@ -204,7 +230,7 @@ impl Arguments {
     fn limits(
         &self,
         config: &BackboneConfig,
-        device: &Devices,
+        devices: &Devices,
     ) -> Result<SchedulerConfig, CliError> {
         let most = |values: &[u32]| values.iter().copied().max().unwrap_or(0) as usize;
         let blocks = |positions: usize| positions.div_ceil(sizes::BLOCK_SIZE);
@@ -225,13 +251,15 @@ impl Arguments {
         let block = sizes::BLOCK_SIZE * config.layers * config.kv_heads * config.head_dim * 2;
         let bytes = match self.kv_memory {
             Some(mebibytes) => mebibytes << 20,
-            None => device.kv_bytes(sizes::weight_bytes(config, 1))?,
+            None => devices.kv_bytes(sizes::weight_bytes(config, self.devices.len().max(1)))?,
         };
         Ok(SchedulerConfig {
             max_rows: rows.max(PREFILL_ROWS),
             max_sequences: rows,
             max_queue: rows,
-            blocks: needed.min(bytes / (block * device.kv_value_bytes())).max(1),
+            blocks: needed
+                .min(bytes / (block * devices.kv_value_bytes()))
+                .max(1),
             block_size: sizes::BLOCK_SIZE,
             max_positions: config.max_positions,
             vocabulary: config.text_vocab + config.mm_vocab,

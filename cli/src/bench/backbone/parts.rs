@@ -15,6 +15,8 @@ use crate::{
 
 /// Prefills; the median counts.
 const PREFILLS: usize = 5;
+/// How long steps are measured that images are compared with.
+const COMPARED: Duration = Duration::from_millis(300);
 
 impl Arguments {
     pub(super) fn measure_steps<O: Measured>(
@@ -134,11 +136,24 @@ impl Arguments {
                 let before = Usage::of(process)?;
                 let run = subject.images(&load)?;
                 let cores = Usage::of(process)?.cores_since(&before);
-                let images = Images::of(&load, &run, self.rows_an_image(), cores);
+                let rows = run.side_by_side * self.rows_an_image();
+                let step = mean_step(subject, rows, load.prompt + load.tokens / 2)?;
+                let images = Images::of(&load, &run, rows, step, cores);
                 report.images.push(images.clone());
                 self.show(report, &images)?;
             }
         }
         Ok(())
     }
+}
+
+/// Seconds of a decode step, on average.
+fn mean_step<O: Measured>(
+    subject: &Subject<O>,
+    rows: usize,
+    context: usize,
+) -> Result<f64, CliError> {
+    let mut decoding = subject.begin_decode(rows, context)?;
+    let times = subject.decode(&mut decoding, COMPARED)?;
+    Ok(times.iter().sum::<f64>() / times.len() as f64)
 }

@@ -12,8 +12,10 @@ const GIB: f64 = (1 << 30) as f64;
 /// The figures, as far as they were asked for.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The device's name.
+    /// The device's name; that of the first rank.
     pub device: String,
+    /// Ranks, each on a device of its own.
+    pub ranks: usize,
     /// Whose shapes.
     pub shapes: String,
     /// Layers.
@@ -33,10 +35,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of a device, before anything is measured.
-    pub fn new(device: String, shapes: String, layers: usize) -> Self {
+    /// Of a group, before anything is measured.
+    pub fn new(device: String, ranks: usize, shapes: String, layers: usize) -> Self {
         Self {
             device,
+            ranks,
             shapes,
             layers,
             validation: None,
@@ -46,6 +49,24 @@ impl Report {
             prefill: None,
             images: vec![],
         }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            device,
+            ranks,
+            shapes,
+            layers,
+            ..
+        } = self;
+        let ranks = if *ranks == 1 {
+            String::new()
+        } else {
+            format!("{ranks} ranks, each on ")
+        };
+        writeln!(f, "{ranks}{device}: {shapes}, {layers} layers")
     }
 }
 
@@ -61,6 +82,7 @@ impl fmt::Display for Validated<'_> {
             tolerance,
             repeatable,
             invariant,
+            alike,
         } = self.0;
         let same = |same: &bool| if *same { "the same bits" } else { "OTHER BITS" };
         writeln!(
@@ -68,18 +90,19 @@ impl fmt::Display for Validated<'_> {
             "logits of {layers} layers, {sequences} sequences: {error:.1e} from the CPU's (rms, relative; at most {tolerance:.0e})"
         )?;
         writeln!(f, "a second run: {}", same(repeatable))?;
-        writeln!(f, "a row alone as in a batch: {}", same(invariant))
+        writeln!(f, "a row alone as in a batch: {}", same(invariant))?;
+        writeln!(f, "one rank as all: {}", same(alike))
     }
 }
 
 /// The backbone once it is loaded.
 #[derive(Debug, Clone, Serialize)]
 pub struct Loaded {
-    /// Bytes a second of a streaming read, in this run.
+    /// Bytes a second of a streaming read on the first device, in this run.
     pub read_bandwidth: f64,
     /// Seconds that loading took.
     pub seconds: f64,
-    /// Bytes in use and in all of the device's memory.
+    /// Bytes in use and in all of the first device's memory.
     pub memory: Option<(usize, usize)>,
     /// Positions that the K/V cache has room for.
     pub kv_positions: usize,
@@ -121,11 +144,11 @@ pub struct Steps {
     pub between_steps_ms: Distribution,
     /// Tokens a second of all rows.
     pub tokens_per_second: f64,
-    /// Bytes that a step must read.
+    /// Bytes that the ranks must read in a step.
     pub bytes: f64,
     /// Those a second.
     pub bytes_per_second: f64,
-    /// Their share of the streaming read.
+    /// Their share of the streaming read on all devices.
     pub of_read_bandwidth: f64,
     /// Cores that the process used.
     pub cores: f64,
@@ -224,21 +247,27 @@ pub struct Images {
     pub images_per_second: Option<f64>,
     /// Milliseconds of each of an image's tokens, on average over all of it.
     pub milliseconds_a_token: Option<f64>,
+    /// Milliseconds of a decode step of those rows by itself, over as many positions as the images have half drawn.
+    pub milliseconds_a_step: f64,
+    /// Tokens a second of the images, prefill included, as a share of what such steps draw.
+    pub of_steps: Option<f64>,
     /// Cores that the process used.
     pub cores: f64,
 }
 
 impl Images {
     /// Over the lines of all sizes and concurrencies.
-    pub const HEADER: &'static str = " tokens     at once        rows    finished     seconds     first s    tokens/s    images/s    ms/token       cores";
+    pub const HEADER: &'static str = " tokens     at once        rows    finished     seconds     first s    tokens/s    images/s    ms/token   ms a step    of steps       cores";
 
-    /// Of a run.
-    pub fn of(load: &ImageLoad, run: &ImageRun, rows_an_image: usize, cores: f64) -> Self {
+    /// Of a run in steps of `rows` rows, of which one by itself takes `step` seconds.
+    pub fn of(load: &ImageLoad, run: &ImageRun, rows: usize, step: f64, cores: f64) -> Self {
         let all = load.concurrency as f64;
+        let side_by_side = run.side_by_side as f64;
+        let of_steps = |seconds: f64| all * load.tokens as f64 / seconds * step / side_by_side;
         Self {
             tokens: load.tokens,
             concurrency: load.concurrency,
-            rows: run.side_by_side * rows_an_image,
+            rows,
             complete: run.complete(load),
             finished: run.finished,
             seconds: run.seconds,
@@ -248,6 +277,8 @@ impl Images {
             milliseconds_a_token: run
                 .all_seconds
                 .map(|seconds| seconds * 1e3 / load.tokens as f64),
+            milliseconds_a_step: step * 1e3,
+            of_steps: run.all_seconds.map(of_steps),
             cores,
         }
     }
@@ -262,7 +293,7 @@ impl fmt::Display for Images {
         };
         write!(
             f,
-            "{:>7}{:>12}{:>12}{:>12}{:>12.2}{:>12}{:>12.0}{:>12}{:>12}{:>12.2}",
+            "{:>7}{:>12}{:>12}{:>12}{:>12.2}{:>12}{:>12.0}{:>12}{:>12}{:>12.3}{:>12}{:>12.2}",
             self.tokens,
             self.concurrency,
             self.rows,
@@ -272,6 +303,8 @@ impl fmt::Display for Images {
             self.tokens_per_second,
             number(self.images_per_second, expected),
             number(self.milliseconds_a_token, expected),
+            self.milliseconds_a_step,
+            number(self.of_steps, expected),
             self.cores
         )
     }

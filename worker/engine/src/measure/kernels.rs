@@ -22,8 +22,8 @@ pub struct KernelTime {
 }
 
 impl<O: Measured> Subject<O> {
-    /// The kernels of a step, the longest first. Each runs alone, so that their sum is more than the
-    /// step takes.
+    /// The kernels of a step of the first rank, the longest first. Each runs alone, so that their sum is more than the
+    /// step takes; an exchange includes the wait for other ranks.
     ///
     /// # Errors
     /// As [`Subject::decode`].
@@ -31,7 +31,7 @@ impl<O: Measured> Subject<O> {
         let mut runs = Vec::new();
         for _ in 0..RUNS {
             let mut step = || self.run(self.decode_step(decoding)).map(drop);
-            runs.push(self.ops.kernels(&mut step)?);
+            runs.push(self.devices[0].kernels(&mut step)?);
         }
         Ok(by_kernel(&runs))
     }

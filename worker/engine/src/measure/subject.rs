@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{BackboneConfig, Weights},
     group::{Rank, StepOutput, ThreadGroup},
     model::backbone::Backbone,
-    parallel::{Shard, local_group},
+    parallel::{Shard, collective::Unconnected},
     sampling::SamplingParams,
     schedule::{Admission, DrawSetup, Mode, Row, Sample, SchedulerConfig, Slot, Step, TokenSource},
 };
@@ -51,9 +51,10 @@ pub fn published() -> BackboneConfig {
     }
 }
 
-/// A backbone on a device, all of it one rank, whose cache holds noise.
+/// A backbone whose cache holds noise.
 pub struct Subject<O: Measured> {
-    pub(super) ops: Arc<O>,
+    /// One for each rank.
+    pub(super) devices: Vec<Arc<O>>,
     pub(super) group: ThreadGroup,
     pub(super) config: BackboneConfig,
     pub(super) limits: SchedulerConfig,
@@ -68,39 +69,44 @@ pub struct Decoding {
 }
 
 impl<O: Measured> Subject<O> {
-    /// Loads a backbone with a cache of `limits`.
+    /// Loads a backbone with a cache of `limits`, a rank on each of `devices`.
     ///
     /// # Errors
     /// What loading says.
     pub fn load(
-        ops: &Arc<O>,
+        devices: &[Arc<O>],
         config: &BackboneConfig,
         mut weights: Weights,
         limits: SchedulerConfig,
         keep_logits: bool,
     ) -> Result<Self> {
-        let alone = Box::new(local_group(1).remove(0));
-        let (shard, most) = (Shard::whole(), limits.max_rows);
-        let backbone = Backbone::load(ops.clone(), shard, alone, config, &mut weights, most)?;
+        let mut ranks = Vec::new();
+        for (index, ops) in devices.iter().enumerate() {
+            let shard = Shard::new(index, devices.len())?;
+            let (unconnected, most) = (Box::new(Unconnected(devices.len())), limits.max_rows);
+            let backbone =
+                Backbone::load(ops.clone(), shard, unconnected, config, &mut weights, most)?;
+            let mut kv = backbone.kv_cache(limits.blocks, limits.block_size)?;
+            ops.fill(&mut kv)?;
+            let rows = backbone.rows(limits.max_sequences, limits.block_size)?;
+            ranks.push(Rank::new(backbone, kv, rows, &[], keep_logits));
+        }
         weights.finish(|_| false)?;
-        let mut kv = backbone.kv_cache(limits.blocks, limits.block_size)?;
-        ops.fill(&mut kv)?;
-        let rows = backbone.rows(limits.max_sequences, limits.block_size)?;
-        let group = ThreadGroup::of(0, vec![Rank::new(backbone, kv, rows, &[], keep_logits)])?;
+        let group = ThreadGroup::of(0, ranks)?;
         group.reset_local()?;
         Ok(Self {
-            ops: ops.clone(),
+            devices: devices.to_vec(),
             group,
             config: config.clone(),
             limits,
         })
     }
 
-    /// Bytes that a step must read: every weight of the layers and of the image head once, every key
+    /// Bytes that the ranks must read in a step: every weight of the layers and of the image head once, every key
     /// and value of `context` positions of each row once.
     pub fn step_bytes(&self, rows: usize, context: usize) -> f64 {
         let config = &self.config;
-        let (weight, value) = self.ops.value_bytes();
+        let (weight, value) = self.devices[0].value_bytes();
         let (c, d) = (config.hidden, config.head_dim);
         let attention = (2 * config.heads + 2 * config.kv_heads) * d * c;
         let layer = attention + 3 * c * config.intermediate;

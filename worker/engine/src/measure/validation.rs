@@ -43,12 +43,14 @@ pub struct Validation {
     pub repeatable: bool,
     /// Whether a sequence had the same bits alone, prefilled in other steps, as among all others.
     pub invariant: bool,
+    /// Whether one rank has the same bits as all of them.
+    pub alike: bool,
 }
 
 impl Validation {
     /// Whether everything held.
     pub fn holds(&self) -> bool {
-        self.error <= self.tolerance && self.repeatable && self.invariant
+        self.error <= self.tolerance && self.repeatable && self.invariant && self.alike
     }
 }
 
@@ -57,7 +59,7 @@ impl Validation {
 ///
 /// # Errors
 /// What the device says.
-pub fn validate<O: Measured>(ops: &Arc<O>, shapes: &BackboneConfig) -> Result<Validation> {
+pub fn validate<O: Measured>(devices: &[Arc<O>], shapes: &BackboneConfig) -> Result<Validation> {
     let layers = shapes.layers.min(LAYERS);
     let config = BackboneConfig {
         text_vocab: TEXT_VOCAB,
@@ -67,10 +69,10 @@ pub fn validate<O: Measured>(ops: &Arc<O>, shapes: &BackboneConfig) -> Result<Va
         ..shapes.clone()
     };
     let want = {
-        let cpu = load(&Arc::new(Cpu::new()), &config, COMPARED)?;
+        let cpu = load(&[Arc::new(Cpu::new())], &config, COMPARED)?;
         logits(&cpu, 0..COMPARED, MAX_ROWS)?
     };
-    let device = load(ops, &config, BATCH)?;
+    let device = load(devices, &config, BATCH)?;
     let batch = logits(&device, 0..BATCH, MAX_ROWS)?;
     let again = logits(&device, 0..BATCH, MAX_ROWS)?;
     let repeatable = (0..BATCH).all(|sequence| same(&batch[sequence], &again[sequence]));
@@ -79,6 +81,11 @@ pub fn validate<O: Measured>(ops: &Arc<O>, shapes: &BackboneConfig) -> Result<Va
         let alone = logits(&device, sequence..sequence + 1, chunk)?;
         invariant &= same(&alone[0], &batch[sequence]);
     }
+    let mut alike = true;
+    if devices.len() > 1 {
+        let one = logits(&load(&devices[..1], &config, BATCH)?, 0..BATCH, MAX_ROWS)?;
+        alike = (0..BATCH).all(|sequence| same(&batch[sequence], &one[sequence]));
+    }
     Ok(Validation {
         layers,
         sequences: COMPARED,
@@ -86,11 +93,12 @@ pub fn validate<O: Measured>(ops: &Arc<O>, shapes: &BackboneConfig) -> Result<Va
         tolerance: O::TOLERANCE,
         repeatable,
         invariant,
+        alike,
     })
 }
 
 fn load<O: Measured>(
-    ops: &Arc<O>,
+    devices: &[Arc<O>],
     config: &BackboneConfig,
     sequences: usize,
 ) -> Result<Subject<O>> {
@@ -104,7 +112,13 @@ fn load<O: Measured>(
         max_positions: longest,
         vocabulary: config.text_vocab + config.mm_vocab,
     };
-    Subject::load(ops, config, Weights::random(SEED, "backbone"), limits, true)
+    Subject::load(
+        devices,
+        config,
+        Weights::random(SEED, "backbone"),
+        limits,
+        true,
+    )
 }
 
 /// Tokens in the prompt of a sequence.

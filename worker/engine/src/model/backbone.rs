@@ -214,7 +214,8 @@ impl<O: TransformerOps> Backbone<O> {
                 ops.rope_append(&mut s.qkv, heads, rows, config.rope_theta, index, kv)?;
                 let window = config.sliding_window;
                 let map = &self.kv_head_of;
-                ops.attention(&s.qkv, rows, map, window, index, kv, &mut s.attended)?;
+                let ahead = layer.gate_up.weight();
+                ops.attention(&s.qkv, rows, map, window, index, kv, ahead, &mut s.attended)?;
             }
             layer.o.forward(
                 ops,

@@ -301,7 +301,8 @@ pub trait TransformerOps: Device {
     /// `out[r] = attention` `[rows, heads·d]` of each row's queries over the cached positions of
     /// its own sequence up to its own (and within `window`). Query head `h` of this rank reads its
     /// K/V head `kv_head_of[h]`. Keys are read in splits of [`super::cpu::KV_SPLIT`] positions
-    /// from position 0, and the splits are merged in order.
+    /// from position 0, and the splits are merged in order. `ahead` is a weight that is needed soon, but not next: a device
+    /// may bring some of it closer while its memory would be idle.
     #[expect(
         clippy::too_many_arguments,
         reason = "an attention call has that many inputs"
@@ -314,6 +315,7 @@ pub trait TransformerOps: Device {
         window: Option<usize>,
         layer: usize,
         kv: &Self::Kv,
+        ahead: Option<&Self::Matrix>,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
@@ -352,7 +354,8 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Adds `count` parts (a power of two of them) `[count, len]` as a balanced binary tree.
+    /// Adds `count` parts (a power of two of them) `[count, len]` as a balanced binary tree. A device may do so where `out` is
+    /// read: `parts` stay as they are until then.
     fn tree_sum(
         &self,
         parts: &Self::Buffer,

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::Abort;
-use crate::{Error, Result, ops::Device};
+use crate::{
+    Error, Result,
+    ops::{Device, TransformerOps},
+};
 
 /// The exchange between the ranks of a group. All ranks make the same calls in the same order.
 pub trait Collective<D: Device>: Send {
@@ -21,6 +24,26 @@ pub trait Collective<D: Device>: Send {
         len: usize,
         all: &mut D::Buffer,
     ) -> Result<()>;
+
+    /// `out` `[len]` becomes the sum of the first `len` values of every rank's `mine`, as a balanced binary tree over the ranks
+    /// ([`TransformerOps::tree_sum`], for which `all` has room for `[ranks, len]`). A step has an even number of sums.
+    ///
+    /// # Errors
+    /// As [`Collective::gather`].
+    fn sum(
+        &mut self,
+        device: &D,
+        mine: &D::Buffer,
+        len: usize,
+        all: &mut D::Buffer,
+        out: &mut D::Buffer,
+    ) -> Result<()>
+    where
+        D: TransformerOps,
+    {
+        self.gather(device, mine, len, all)?;
+        device.tree_sum(all, self.size(), len, out)
+    }
 
     /// Whether values meet on the devices, in the order of their other operations, so that a device
     /// can record a gather as one of them. The host then learns of a failure by

@@ -118,6 +118,11 @@ impl<D: TransformerOps> GatedParallel<D> {
         Ok(Self { weight, width })
     }
 
+    /// This rank's part of both weights, if it has channels.
+    pub fn weight(&self) -> Option<&D::Matrix> {
+        self.weight.as_ref()
+    }
+
     /// Channels of this rank.
     pub fn width(&self) -> usize {
         self.width
@@ -231,7 +236,6 @@ impl<D: TransformerOps> RowParallel<D> {
             (None, _) => zeros,
         };
         let len = rows * self.width;
-        collective.gather(device, mine, len, all)?;
-        device.tree_sum(all, ranks, len, out)
+        collective.sum(device, mine, len, all, out)
     }
 }

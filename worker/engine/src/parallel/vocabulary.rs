@@ -40,7 +40,7 @@ pub struct VocabularyHead<D: TransformerOps> {
     /// Entries held by each rank.
     widths: Vec<usize>,
     max_rows: usize,
-    /// Made when logits are first wanted: most processes never want those of one mode.
+    /// Where a rank is alone, made when logits are first wanted: most processes never want those of one mode.
     buffers: Option<HeadBuffers<D>>,
 }
 
@@ -76,11 +76,17 @@ impl<D: TransformerOps> VocabularyHead<D> {
     ) -> Result<Self> {
         let linear = ColumnParallel::load(device, &[(weight, shard.vocabulary(vocab))], &[])?;
         let part = |rank| Shard::new(rank, shard.size()).map(|s| s.vocabulary(vocab).len());
+        let widths: Vec<_> = (0..shard.size()).map(part).collect::<Result<_>>()?;
+        // A device may not find memory while another rank waits for it.
+        let buffers = match shard.size() {
+            1 => None,
+            _ => Some(HeadBuffers::new(device, &widths, max_rows)?),
+        };
         Ok(Self {
             linear,
-            widths: (0..shard.size()).map(part).collect::<Result<_>>()?,
+            widths,
             max_rows,
-            buffers: None,
+            buffers,
         })
     }
 

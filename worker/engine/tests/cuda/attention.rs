@@ -57,7 +57,7 @@ fn run<O: TransformerOps>(
         ops.write(&values, &mut qkv).unwrap();
         ops.run(&mut rows, false, &mut |rows| {
             ops.rope_append(&mut qkv, kv_head_of.len(), rows, 1e4, 1, &mut kv)?;
-            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, &mut out)
+            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, None, &mut out)
         })
         .unwrap();
         ops.drawn(&mut rows).unwrap();
@@ -161,7 +161,7 @@ fn what_another_sequence_left_behind_is_not_read() {
             cuda.write(&values, &mut qkv).unwrap();
             cuda.run(&mut rows, false, &mut |rows| {
                 cuda.rope_append(&mut qkv, 1, rows, 1e4, 0, &mut kv)?;
-                cuda.attention(&qkv, rows, &[0], None, 0, &kv, &mut out)
+                cuda.attention(&qkv, rows, &[0], None, 0, &kv, None, &mut out)
             })
             .unwrap();
             cuda.drawn(&mut rows).unwrap();

@@ -42,7 +42,12 @@ pub fn start<O: TransformerOps>(
     limits: SchedulerConfig,
     keep_logits: bool,
 ) -> ThreadGroup {
-    let group = GroupConfig {
+    let group = sizes(ranks, limits, keep_logits);
+    ThreadGroup::start(&Arc::new(ops), config, weights, &group).expect("group")
+}
+
+pub fn sizes(ranks: usize, limits: SchedulerConfig, keep_logits: bool) -> GroupConfig {
+    GroupConfig {
         ranks,
         max_rows: limits.max_rows,
         blocks: limits.blocks,
@@ -50,8 +55,7 @@ pub fn start<O: TransformerOps>(
         slots: limits.max_sequences,
         suppressed: vec![1, 2],
         keep_logits,
-    };
-    ThreadGroup::start(&Arc::new(ops), config, weights, &group).expect("group")
+    }
 }
 
 /// Runs requests that arrive before the given step each, planning `ahead` steps.

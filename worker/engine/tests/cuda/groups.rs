@@ -1,21 +1,27 @@
 //! Groups of several processes, a rank each, whose GPUs exchange through NCCL: they draw what one rank draws, end when a
 //! rank is lost or stands still, and form again.
 //!
-//! All ranks have the one GPU. NCCL takes processes with other `NCCL_HOSTID`s for other machines, and reaches them
-//! through sockets; the paths of peer memory are not tried here.
+//! All ranks of processes have the one GPU. NCCL takes processes with other `NCCL_HOSTID`s for other machines, and reaches
+//! them through sockets. Where there are two GPUs, ranks are also threads with one each, through NCCL and directly.
 
 mod rank;
 
 use std::{
     process::Command,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
-use xomni_engine::{checkpoint::Weights, ops::cuda::Precision};
+use xomni_engine::{
+    checkpoint::Weights,
+    group::{Connection, ThreadGroup},
+    ops::cuda::{Cuda, Precision},
+    parallel::Abort,
+};
 
 use crate::{
-    backbone::{Output, Outputs, start, try_run},
+    backbone::{Output, Outputs, sizes, start, try_run},
     support::*,
 };
 use rank::{AHEAD, LIMITS, Process, arrivals, model};
@@ -103,6 +109,50 @@ fn groups_of_processes_draw_what_one_rank_draws() {
                 since.elapsed()
             );
         }
+    }
+}
+
+/// Ranks as threads with these GPUs draw what one rank draws, in every epoch, also after one that was ended.
+fn threads_draw_what_one_rank_draws(gpus: [usize; 2], nccl: bool) {
+    let gpus = gpus.map(|gpu| Arc::new(Cuda::open(gpu, Precision::Bf16).expect("two GPUs")));
+    if nccl {
+        gpus.iter().for_each(|gpu| gpu.exchange_through_nccl());
+    }
+    for name in ["aligned", "odd"] {
+        let want = alone_draws(name);
+        let (weights, sizes) = (
+            Weights::random(5, "backbone"),
+            sizes(gpus.len(), LIMITS, false),
+        );
+        let ranks = 0..gpus.len();
+        let group = ThreadGroup::start_part(&gpus, &model(name), weights, &sizes, ranks);
+        let group = group.expect("ranks");
+        for epoch in 1..=4 {
+            let abort = Abort::default();
+            let connections = Connection::local(gpus.len(), &abort);
+            group.reset(connections).expect("connected");
+            if epoch == 3 {
+                let ending = thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(30));
+                    abort.abort();
+                });
+                while try_run(&group, LIMITS, AHEAD, arrivals()).is_ok() {}
+                ending.join().expect("no panic");
+                continue;
+            }
+            let drawn = try_run(&group, LIMITS, AHEAD, arrivals()).expect("steps");
+            assert!(format!("{drawn:?}") == want, "{name}, epoch {epoch}");
+        }
+        assert!(gpus.iter().all(|gpu| gpu.recorded() > 0));
+    }
+}
+
+#[test]
+#[ignore = "needs two GPUs"]
+fn ranks_with_gpus_of_their_own_draw_what_one_rank_draws() {
+    let _gpu = alone();
+    for nccl in [true, false] {
+        threads_draw_what_one_rank_draws([0, 1], nccl);
     }
 }
 

@@ -250,6 +250,7 @@ impl TransformerOps for Cpu {
         window: Option<usize>,
         layer: usize,
         kv: &Kv,
+        _ahead: Option<&Matrix>,
         out: &mut Buffer,
     ) -> Result<()> {
         let KvLayout {

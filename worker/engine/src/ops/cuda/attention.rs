@@ -1,7 +1,7 @@
 //! Attention over the paged cache: the work list is in the plan, partial results in a workspace.
 
 use super::{
-    Buffer, Cuda, Element, Kv, Rows,
+    Buffer, Cuda, Element, Kv, Matrix, Rows,
     kernels::Argument,
     kv::HEAD_DIMS,
     mismatch,
@@ -21,8 +21,14 @@ const MAX_KV_HEADS: usize = 64;
 const THREADS: usize = 128;
 /// K/V blocks of a stage of the ring that bulk copies fill.
 const STAGE_BLOCKS: usize = 4;
-/// Rows up to which most of them are read in splits.
+/// Rows up to which most of them are read in splits, and memory has time for weights.
 const FEW_ROWS: usize = 8;
+/// Bytes of a weight that are fetched ahead: what memory can bring while few rows attend.
+const AHEAD: usize = 12 << 20;
+/// How far into each block's share of the weight its part begins: what comes first, the product fetches while it waits.
+const AHEAD_FROM: usize = 48 << 10;
+/// Of what is fetched ahead, addresses and sizes are multiples.
+const AHEAD_UNIT: usize = 128;
 
 /// A tiling: its kernels' name, stages of its ring, blocks of it that a multiprocessor holds.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +63,29 @@ pub(super) fn shared() -> impl Iterator<Item = (String, usize)> {
     })
 }
 
+/// `struct Ahead` of `kernels/common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ahead {
+    from: u64,
+    stride: usize,
+    bytes: i32,
+}
+
+impl Ahead {
+    /// The parts of `blocks` blocks of a weight of `bytes` bytes.
+    fn of(address: u64, bytes: usize, blocks: usize) -> Self {
+        let units = |bytes: usize| bytes / AHEAD_UNIT * AHEAD_UNIT;
+        let stride = units(bytes / blocks);
+        let part = units(AHEAD / blocks).min(stride.saturating_sub(AHEAD_FROM));
+        Self {
+            from: address + AHEAD_FROM as u64,
+            stride,
+            bytes: part as i32,
+        }
+    }
+}
+
 /// `struct Attention` of `kernels/attention.cu`.
 #[repr(C)]
 struct Attention {
@@ -75,6 +104,7 @@ struct Attention {
     window: i32,
     scale: f32,
     first_head: [i16; MAX_KV_HEADS + 1],
+    ahead: Ahead,
 }
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
@@ -119,6 +149,7 @@ impl Cuda {
         window: Option<usize>,
         layer: usize,
         kv: &Kv,
+        ahead: Option<&Matrix>,
         out: &mut Buffer,
     ) -> Result<()> {
         let (op, heads) = ("attention", kv_head_of.len());
@@ -133,6 +164,12 @@ impl Cuda {
         if window != rows.limits().window || window == Some(0) {
             return Err(mismatch(op, format!("window {window:?}")));
         }
+        // Where there are bulk copies, one more warp fetches.
+        let bulk = self.hopper && kv.element == Element::Bf16;
+        let few = bulk && rows.len() <= FEW_ROWS;
+        let tiling = if few { SHALLOW } else { DEEP };
+        let blocks = self.multiprocessors * tiling.blocks;
+        let ahead = ahead.filter(|_| few);
         let layout = rows.layout();
         let partials = layout.split_items() * heads;
         let workspace = self.workspace(partials * (head_dim + 2) * 4)?;
@@ -152,19 +189,15 @@ impl Cuda {
             window: window.map_or(0, |window| i32::try_from(window).unwrap_or(i32::MAX)),
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             first_head: first_heads(kv_head_of, kv_heads)?,
-        };
-        // Where there are bulk copies, one more warp fetches.
-        let bulk = self.hopper && kv.element == Element::Bf16;
-        let tiling = match bulk && rows.len() <= FEW_ROWS {
-            true => SHALLOW,
-            false => DEEP,
+            ahead: ahead.map_or_else(Ahead::default, |weight| {
+                Ahead::of(weight.address(), weight.bytes(), blocks)
+            }),
         };
         let (threads, ring) = match bulk {
             true => (THREADS + 32, tiling.shared(head_dim)),
             false => (THREADS, 0),
         };
         let name = format!("{}_{head_dim}_{}", tiling.name, kv.element.suffix());
-        let blocks = self.multiprocessors * tiling.blocks;
         self.launch(
             &name,
             [blocks, 1, 1],
@@ -173,5 +206,24 @@ impl Cuda {
             true,
             &[&attention],
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fetched_ahead_lies_in_the_weight() {
+        for (bytes, blocks) in [(271_581_184, 396), (25_690_112, 396), (8192, 396), (0, 264)] {
+            let ahead = Ahead::of(1 << 20, bytes, blocks);
+            let last = ahead.from + ((blocks - 1) * ahead.stride) as u64 + ahead.bytes as u64;
+            assert!(ahead.bytes == 0 || last <= (1 << 20) + bytes as u64);
+            assert!(blocks * ahead.bytes as usize <= AHEAD);
+            assert_eq!(
+                [ahead.stride, ahead.bytes as usize].map(|of| of % 16),
+                [0; 2]
+            );
+        }
     }
 }

@@ -72,6 +72,15 @@ impl Sums {
         stride: 0,
         count: 0,
     };
+
+    /// Values at `address`.
+    pub(super) fn of(address: u64) -> Self {
+        Self {
+            planes: address,
+            count: 1,
+            ..Self::NONE
+        }
+    }
 }
 
 impl Buffer {
@@ -99,14 +108,18 @@ impl Buffer {
         Ok(address)
     }
 
+    /// Where the values are, if nothing has to be added to them.
+    pub(super) fn place(&self) -> Option<u64> {
+        match self.pending {
+            None => Some(self.memory.address()),
+            Some(pending) => (pending.count == 1 && pending.bias == 0).then_some(pending.planes),
+        }
+    }
+
     /// The values of an f32 buffer, for a kernel that adds them up.
     pub(super) fn sums(&self) -> Sums {
         match self.pending {
-            None => Sums {
-                planes: self.memory.address(),
-                count: 1,
-                ..Sums::NONE
-            },
+            None => Sums::of(self.memory.address()),
             Some(pending) => Sums {
                 planes: pending.planes,
                 bias: pending.bias,

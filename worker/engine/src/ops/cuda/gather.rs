@@ -1,10 +1,18 @@
 //! What ranks gathered from each other becomes one result.
 
-use super::{Buffer, Cuda, Element, kernels::Argument, mismatch, want};
+use super::{Buffer, Cuda, Element, Pending, kernels::Argument, mismatch, want};
 use crate::{Result, ops::column_parts};
 
 impl Cuda {
-    /// `out` `[len]`: the sum of parts `[count, len]` as a tree.
+    /// Where a buffer's values are, once they are added up.
+    fn finished(&self, buffer: &Buffer) -> Result<u64> {
+        match buffer.place() {
+            Some(place) => Ok(place),
+            None => self.settle(buffer).map(|()| buffer.memory.address()),
+        }
+    }
+
+    /// `out` `[len]`: the sum of parts `[count, len]` as a tree, which is left to whoever reads `out`.
     pub(super) fn sum_parts(
         &self,
         parts: &Buffer,
@@ -15,18 +23,17 @@ impl Cuda {
         let op = "tree_sum";
         want(op, "out", out, Element::F32, len)?;
         want(op, "parts", parts, Element::F32, count * len)?;
-        self.settle(parts)?;
-        out.pending = None;
-        let (name, values) = match (count, len.is_multiple_of(4)) {
-            (1, _) => return self.stream.copy(&parts.memory, 0, &out.memory, 0, len * 4),
-            (2 | 4 | 8, true) => ("tree_sum_f32x4", 4),
-            (2 | 4 | 8, false) => ("tree_sum_f32", 1),
-            _ => return Err(mismatch(op, format!("{count} parts"))),
-        };
-        let (from, to) = (parts.memory.address(), out.memory.address());
-        let arguments: [&dyn Argument; 4] = [&from, &(count as i32), &(len / values), &to];
-        let grid = [self.blocks(len / values), 1, 1];
-        self.launch(name, grid, [256, 1], 0, true, &arguments)
+        if !matches!(count, 1 | 2 | 4 | 8) {
+            return Err(mismatch(op, format!("{count} parts")));
+        }
+        out.pending = Some(Pending {
+            planes: self.finished(parts)?,
+            bias: 0,
+            count,
+            rows: 1,
+            width: len,
+        });
+        Ok(())
     }
 
     /// `out` `[rows, Σ widths]` from parts side by side.
@@ -43,9 +50,8 @@ impl Cuda {
         want(op, "out", out, Element::F32, rows * total)?;
         let needed = widths.len() * rows * each;
         want(op, "parts", parts, Element::F32, needed)?;
-        self.settle(parts)?;
         out.pending = None;
-        let (from, to) = (parts.memory.address(), out.memory.address());
+        let (from, to) = (self.finished(parts)?, out.memory.address());
         let sizes = [rows, each, total].map(|size| size as i32);
         let arguments: [&dyn Argument; 5] = [&from, &sizes[0], &sizes[1], &sizes[2], &to];
         let grid = [self.blocks(rows * total), 1, 1];

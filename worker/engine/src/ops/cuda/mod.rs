@@ -16,6 +16,7 @@ mod kv;
 mod linear;
 mod matrix;
 mod nccl;
+mod peer;
 mod plan;
 mod product;
 mod sample;
@@ -72,10 +73,12 @@ pub struct Cuda {
     stream: Stream,
     context: Arc<Context>,
     precision: Precision,
-    /// Whether a kernel is set up while the one before it ends.
+    /// Whether a kernel is set up while the one before it ends: only machine code for Hopper waits for that by itself.
     dependent: bool,
     /// Whether an exchange comes before the next kernel, which then waits for all of it.
     exchanged: AtomicBool,
+    /// Whether ranks exchange through NCCL where they could do so directly.
+    only_nccl: AtomicBool,
     /// Steps recorded.
     recorded: AtomicUsize,
     multiprocessors: usize,
@@ -141,8 +144,9 @@ impl Cuda {
             multiprocessors: of(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             stream,
             precision,
-            dependent: major >= 9,
+            dependent: hopper,
             exchanged: AtomicBool::default(),
+            only_nccl: AtomicBool::default(),
             recorded: AtomicUsize::default(),
             capability: (major, minor),
             context,
@@ -170,6 +174,11 @@ impl Cuda {
     /// [`Error::GroupLost`] with what the driver says.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.context.memory()
+    }
+
+    /// Has ranks exchange through NCCL, also where GPUs of one process reach each other's memory.
+    pub fn exchange_through_nccl(&self) {
+        self.only_nccl.store(true, Ordering::Relaxed);
     }
 
     /// Types of weights and activations.

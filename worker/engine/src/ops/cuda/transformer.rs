@@ -1,10 +1,15 @@
 //! [`TransformerOps`] of CUDA: sizes are checked here, kernels are elsewhere.
 
-use std::ops::Range;
+use std::{ops::Range, sync::atomic::Ordering};
 
 use super::{
-    Buffer, Cuda, Element, Kv, Matrix, Rows, Sums, Table, Vector, kernels::Argument, mismatch,
-    nccl::NcclCollective, need, want,
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Sums, Table, Vector,
+    kernels::Argument,
+    mismatch,
+    nccl::NcclCollective,
+    need,
+    peer::{self, PeerCollective},
+    want,
 };
 use crate::{
     Result,
@@ -86,7 +91,12 @@ impl TransformerOps for Cuda {
 
     const IN_FLIGHT: usize = 3;
 
-    fn exchange(&self, meeting: Meeting<Self>) -> Result<Box<dyn Collective<Self>>> {
+    fn exchange(&self, mut meeting: Meeting<Self>) -> Result<Box<dyn Collective<Self>>> {
+        if !self.only_nccl.load(Ordering::Relaxed)
+            && let Some(peers) = peer::find(self, &mut meeting)?
+        {
+            return Ok(Box::new(PeerCollective::new(meeting, peers)));
+        }
         Ok(Box::new(NcclCollective::connect(self, meeting)?))
     }
 
@@ -236,9 +246,10 @@ impl TransformerOps for Cuda {
         window: Option<usize>,
         layer: usize,
         kv: &Kv,
+        ahead: Option<&Matrix>,
         out: &mut Buffer,
     ) -> Result<()> {
-        self.attend(qkv, rows, kv_head_of, window, layer, kv, out)
+        self.attend(qkv, rows, kv_head_of, window, layer, kv, ahead, out)
     }
 
     fn silu_mul(

@@ -117,7 +117,7 @@ fn run_steps(cpu: Cpu, steps: &[Rows], window: Option<usize>) -> Vec<f32> {
         let mut out = cpu
             .buffer(rows.batch.len() * KV_HEAD_OF.len() * LAYOUT.head_dim)
             .unwrap();
-        cpu.attention(&buffer, rows, &KV_HEAD_OF, window, 1, &kv, &mut out)
+        cpu.attention(&buffer, rows, &KV_HEAD_OF, window, 1, &kv, None, &mut out)
             .unwrap();
         last = cpu.download(&out).unwrap();
     }
@@ -214,15 +214,24 @@ fn damaged_batches_are_refused() {
     let mut out = cpu.buffer(120).unwrap();
     let good = rows(&[(0, 0..1)]);
     assert!(
-        cpu.attention(&buffer, &good, &KV_HEAD_OF, Some(0), 0, &kv, &mut out)
+        cpu.attention(&buffer, &good, &KV_HEAD_OF, Some(0), 0, &kv, None, &mut out)
             .is_err()
     );
     assert!(
-        cpu.attention(&buffer, &good, &[0, 0, 1, 1, 2], None, 0, &kv, &mut out)
-            .is_err()
+        cpu.attention(
+            &buffer,
+            &good,
+            &[0, 0, 1, 1, 2],
+            None,
+            0,
+            &kv,
+            None,
+            &mut out
+        )
+        .is_err()
     );
     assert!(
-        cpu.attention(&buffer, &good, &KV_HEAD_OF, None, 0, &kv, &mut out)
+        cpu.attention(&buffer, &good, &KV_HEAD_OF, None, 0, &kv, None, &mut out)
             .is_ok()
     );
 }

@@ -106,6 +106,13 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
     }
 
+    /// Sets a word that kernels only read.
+    pub(in crate::ops::cuda) fn set(&self, index: usize, value: u32) {
+        assert!(index < self.len);
+        // SAFETY: inside; kernels read it as it is at any moment.
+        unsafe { self.first.add(index).write_volatile(value) }
+    }
+
     /// One word that a kernel may have written.
     pub(in crate::ops::cuda) fn read(&self, index: usize) -> u32 {
         assert!(index < self.len);

@@ -121,6 +121,24 @@ impl Context {
         Ok(usize::try_from(check("reading an attribute", value)?).unwrap_or(0))
     }
 
+    /// Whether kernels here reach memory of `other`, another device; if so, from now on they do.
+    pub(super) fn reaches(&self, other: &Self) -> Result<bool> {
+        let mut can = 0;
+        // SAFETY: both devices are valid.
+        check("looking at a peer", unsafe {
+            sys::cuDeviceCanAccessPeer(&mut can, self.device, other.device).result()
+        })?;
+        if can == 0 {
+            return Ok(false);
+        }
+        self.bind()?;
+        // SAFETY: the context is valid.
+        match unsafe { sys::cuCtxEnablePeerAccess(other.context, 0).result() } {
+            Err(error) if error.0 == CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
+            enabled => check("reaching a peer", enabled).map(|()| true),
+        }
+    }
+
     /// Free and total bytes.
     pub(super) fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;

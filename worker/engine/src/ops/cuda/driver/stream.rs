@@ -127,12 +127,30 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Kernels of a fat binary, for as long as the process lives.
+    /// Kernels of a fat binary, for as long as the process lives. All are loaded now: the driver may not do so while a kernel
+    /// waits for another GPU.
     pub(in crate::ops::cuda) fn module(context: &Context, image: &'static [u8]) -> Result<Module> {
         context.bind()?;
         // SAFETY: the image is a fat binary that nvcc made.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        Ok(Module(check("loading kernels", module)?))
+        let module = check("loading kernels", module)?;
+        let mut count = 0;
+        // SAFETY: the module is valid.
+        check("counting kernels", unsafe {
+            sys::cuModuleGetFunctionCount(&mut count, module).result()
+        })?;
+        let mut functions = vec![null_mut(); count as usize];
+        // SAFETY: there is room for as many.
+        check("listing kernels", unsafe {
+            sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module).result()
+        })?;
+        for function in functions {
+            // SAFETY: a function of the module.
+            check("loading a kernel", unsafe {
+                sys::cuFuncLoad(function).result()
+            })?;
+        }
+        Ok(Module(module))
     }
 
     /// Allows `bytes` of dynamic shared memory.

@@ -1,7 +1,7 @@
 //! The exchange between GPUs: gathers that NCCL runs on the stream of the rank, recorded with everything else.
 //!
-//! NCCL only carries values; they are added by the kernels of `kernels/gather.cu`, in the order that does not depend on
-//! the number of ranks. Ranks first meet over the host, whose connections prove that they belong to the epoch: there
+//! NCCL only carries values; they are added by the kernels that read them, in the order that does not depend on the
+//! number of ranks. Ranks first meet over the host, whose connections prove that they belong to the epoch: there
 //! rank 0 tells the others the id of the communicator, and there a rank is missed that has gone.
 
 mod communicator;

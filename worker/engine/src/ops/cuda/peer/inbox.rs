@@ -1,0 +1,111 @@
+//! Where a rank receives what other ranks write to it.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, LazyLock, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::BLOCKS;
+use crate::{
+    Result,
+    ops::cuda::{
+        Cuda,
+        driver::{Context, Memory, Pinned},
+        lock,
+    },
+};
+
+/// Values of a rank that a room holds.
+pub(super) const ROOM: usize = 2 << 20;
+/// Rooms: two for sums, in turn, one for each of two buffers that are gathered into, and one for every other piece of what no
+/// room holds. No exchange uses that of the one before it.
+const ROOMS: usize = 5;
+pub(super) const FIRST_GATHERED: usize = 2;
+pub(super) const SPARE: usize = ROOMS - 1;
+
+/// All inboxes of this process.
+static ALL: Mutex<Vec<Weak<Inbox>>> = Mutex::new(Vec::new());
+/// Tells processes apart, also those of other machines.
+static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+
+/// A rank's memory for an epoch, which lives as long as any rank may write to it.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub context: Arc<Context>,
+    /// `[ROOMS, ranks, ROOM]` values.
+    pub rooms: Memory,
+    /// `[ranks, BLOCKS]` turns that have come, then `[BLOCKS]` that have ended.
+    pub turns: Memory,
+    /// One word, not zero once kernels of its rank are not to wait any more.
+    pub stop: Pinned,
+    stopped: AtomicBool,
+    id: u32,
+    ranks: usize,
+}
+
+impl Inbox {
+    /// An empty one for `ranks` ranks.
+    ///
+    /// # Errors
+    /// [`crate::Error::Capacity`] if there is no memory for it.
+    pub(super) fn new(cuda: &Cuda, ranks: usize) -> Result<Arc<Self>> {
+        let memory = |words: usize| Memory::new(&cuda.context, words * 4, "the exchange");
+        let mut all = lock(&ALL);
+        all.retain(|inbox| inbox.strong_count() > 0);
+        let taken = |id: &u32| {
+            all.iter()
+                .any(|other| other.upgrade().is_some_and(|other| other.id == *id))
+        };
+        let id = (0..).find(|id| !taken(id)).unwrap_or_default();
+        let inbox = Arc::new(Self {
+            context: cuda.context.clone(),
+            rooms: memory(ROOMS * ranks * ROOM)?,
+            turns: memory((ranks + 1) * BLOCKS)?,
+            stop: Pinned::new(&cuda.context, 1)?,
+            stopped: AtomicBool::default(),
+            id,
+            ranks,
+        });
+        all.push(Arc::downgrade(&inbox));
+        drop(all);
+        cuda.stream.zero(&inbox.turns)?;
+        cuda.stream.wait()?;
+        Ok(inbox)
+    }
+
+    /// Ends the waiting of its rank's kernels.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.stop.set(0, 1);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// What finds it within the process.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The inbox `id` of this process.
+    pub(super) fn find(id: u32) -> Option<Arc<Self>> {
+        let all = lock(&ALL);
+        all.iter()
+            .filter_map(Weak::upgrade)
+            .find(|inbox| inbox.id == id)
+    }
+
+    /// Values into `rooms` where room `room` begins.
+    pub(super) fn room(&self, room: usize) -> usize {
+        room * self.ranks * ROOM
+    }
+}
+
+/// This process, as values that a gather carries.
+pub(super) fn process() -> [f32; 8] {
+    PROCESS.to_le_bytes().map(f32::from)
+}

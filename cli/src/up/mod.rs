@@ -13,6 +13,7 @@ use std::{
 
 use clap::Args;
 use tokio::{
+    net::TcpStream,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -28,6 +29,8 @@ use crate::{client, error::CliError, model::ModelArguments};
 
 /// Between two looks at whether the cluster serves.
 const POLL: Duration = Duration::from_millis(200);
+/// How long a cluster that serves is not called ready for want of one of its processes.
+const STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// Arguments of `xomni up`.
 #[derive(Debug, Args)]
@@ -81,6 +84,7 @@ impl Up {
         specs.extend(self.specs(&program, &etcd.join(","), &mut ports)?);
         drop(ports);
         let metrics: Vec<_> = specs.iter().map(Spec::metrics_line).collect();
+        let addresses: Vec<_> = specs.iter().map(|spec| spec.metrics).collect();
 
         let (ended, end) = watch::channel(false);
         let mut children = JoinSet::new();
@@ -88,7 +92,7 @@ impl Up {
             children.spawn(supervise(spec, end.clone()));
         }
         tokio::select! {
-            () = serving(self.listen, &self.door) => {
+            () = serving(self.listen, &self.door, addresses) => {
                 println!("metrics:");
                 for line in metrics {
                     println!("  {line}");
@@ -231,14 +235,23 @@ pub fn etcd_spec(data: PathBuf, client: u16, peer: u16) -> Spec {
     }
 }
 
-/// Ends when the coordinator says that it has a backbone and a decoder.
-async fn serving(address: SocketAddr, door: &Door) {
+/// Ends when the coordinator says that it has a backbone and a decoder, and all processes show their metrics.
+async fn serving(address: SocketAddr, door: &Door, metrics: Vec<SocketAddr>) {
     let Ok(channel) = client::channel(&address.to_string(), &door.tls) else {
         return;
     };
     while !client::is_serving(&channel).await {
         tokio::time::sleep(POLL).await;
     }
+    let listening = async {
+        for address in metrics {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    };
+    // The cluster serves without them.
+    let _ = tokio::time::timeout(STRAGGLERS, listening).await;
 }
 
 /// Ends at SIGINT or SIGTERM.

@@ -20,7 +20,8 @@ use crate::{
         collective::{Alone, Unconnected},
         local, local_group,
     },
-    schedule::{Admission, Mode, Row, Step, TokenSource},
+    sampling::SamplingParams,
+    schedule::{Admission, DrawSetup, Mode, Row, Sample, Step, TokenSource},
 };
 
 /// How often a step that runs alone is looked at.
@@ -278,29 +279,24 @@ impl ThreadGroup {
         self.reset(Connection::local(self.ranks.len(), &Abort::default()))
     }
 
-    /// Runs one row through all weights of this process, so that no request is the first to touch
-    /// them. The ranks are not connected then.
+    /// Draws a token of each mode with all weights of this process, so that no request is the first to
+    /// touch them. The ranks are not connected then.
     ///
     /// # Errors
     /// [`Error::GroupLost`] if a device fails.
     pub fn warm_up(&self) -> Result<()> {
         self.reset(self.ranks.clone().map(|_| Connection::Alone).collect())?;
-        let step = Step {
-            id: 0,
-            admissions: vec![Admission {
-                slot: 0,
-                table: [0].into(),
-                mode: Mode::Image,
-                draw: None,
-            }],
-            rows: vec![Row {
-                slot: 0,
-                position: 0,
-                token: TokenSource::Known(0),
-            }],
-            samples: vec![],
-        };
-        self.run(step.into()).map(drop)
+        for (id, mode) in (0..).zip([Mode::Image, Mode::Text]) {
+            self.submit(&Arc::new(first_step(id, mode)))?;
+            // Ranks that have met nobody draw other tokens.
+            for (rank, reports) in self.ranks.clone().zip(lock(&self.reports).iter()) {
+                match reports.recv() {
+                    Ok(Report::Ran(output)) => drop(output?),
+                    Ok(Report::Reset(_)) | Err(_) => return Err(ended(rank)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives a step to all ranks, after those given before.
@@ -336,6 +332,34 @@ impl ThreadGroup {
     pub fn run(&self, step: Arc<Step>) -> Result<StepOutput> {
         self.submit(&step)?;
         self.collect()
+    }
+}
+
+/// A sequence of one token, and a draw of what follows it.
+fn first_step(id: u64, mode: Mode) -> Step {
+    Step {
+        id,
+        admissions: vec![Admission {
+            slot: 0,
+            table: [0].into(),
+            mode,
+            draw: Some(DrawSetup {
+                params: SamplingParams::GREEDY,
+                seed: 0,
+                image_index: 0,
+                log_prob: false,
+            }),
+        }],
+        rows: vec![Row {
+            slot: 0,
+            position: 0,
+            token: TokenSource::Known(0),
+        }],
+        samples: vec![Sample {
+            row: 0,
+            uncond_row: None,
+            n: 0,
+        }],
     }
 }
 

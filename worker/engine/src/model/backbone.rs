@@ -279,10 +279,7 @@ impl<O: TransformerOps> Backbone<O> {
             Mode::Image => &self.image_head,
             Mode::Text => &self.text_head,
         };
-        match head.logits() {
-            Some(logits) => self.ops.read(logits, rows * head.vocab()),
-            None => Ok(vec![]),
-        }
+        self.ops.read(head.logits(), rows * head.vocab())
     }
 
     /// Whether a step does nothing but operations of the device.

@@ -39,30 +39,9 @@ pub struct VocabularyHead<D: TransformerOps> {
     linear: ColumnParallel<D>,
     /// Entries held by each rank.
     widths: Vec<usize>,
-    max_rows: usize,
-    /// Where a rank is alone, made when logits are first wanted: most processes never want those of one mode.
-    buffers: Option<HeadBuffers<D>>,
-}
-
-struct HeadBuffers<D: TransformerOps> {
     /// This rank's logits, and those of all ranks one after the other, where there are others.
     shared: Option<(D::Buffer, D::Buffer)>,
     logits: D::Buffer,
-}
-
-impl<D: TransformerOps> HeadBuffers<D> {
-    fn new(device: &D, widths: &[usize], max_rows: usize) -> Result<Self> {
-        // Ranks send equal lengths, so the last one's part is padded to the first one's.
-        let parts = |ranks| device.buffer(ranks * max_rows * widths[0]);
-        let shared = match widths.len() {
-            1 => None,
-            ranks => Some((parts(1)?, parts(ranks)?)),
-        };
-        Ok(Self {
-            shared,
-            logits: device.buffer(max_rows * widths.iter().sum::<usize>())?,
-        })
-    }
 }
 
 impl<D: TransformerOps> VocabularyHead<D> {
@@ -77,16 +56,17 @@ impl<D: TransformerOps> VocabularyHead<D> {
         let linear = ColumnParallel::load(device, &[(weight, shard.vocabulary(vocab))], &[])?;
         let part = |rank| Shard::new(rank, shard.size()).map(|s| s.vocabulary(vocab).len());
         let widths: Vec<_> = (0..shard.size()).map(part).collect::<Result<_>>()?;
-        // A device may not find memory while another rank waits for it.
-        let buffers = match shard.size() {
+        // Ranks send equal lengths, so the last one's part is padded to the first one's.
+        let parts = |ranks| device.buffer(ranks * max_rows * widths[0]);
+        let shared = match widths.len() {
             1 => None,
-            _ => Some(HeadBuffers::new(device, &widths, max_rows)?),
+            ranks => Some((parts(1)?, parts(ranks)?)),
         };
         Ok(Self {
             linear,
+            shared,
+            logits: device.buffer(max_rows * widths.iter().sum::<usize>())?,
             widths,
-            max_rows,
-            buffers,
         })
     }
 
@@ -103,11 +83,8 @@ impl<D: TransformerOps> VocabularyHead<D> {
         x: &D::Buffer,
         rows: usize,
     ) -> Result<&D::Buffer> {
-        let HeadBuffers { shared, logits } = match &mut self.buffers {
-            Some(buffers) => buffers,
-            none => none.insert(HeadBuffers::new(device, &self.widths, self.max_rows)?),
-        };
-        let Some((local, all)) = shared else {
+        let logits = &mut self.logits;
+        let Some((local, all)) = &mut self.shared else {
             self.linear.forward(device, x, rows, logits)?;
             return Ok(logits);
         };
@@ -118,7 +95,7 @@ impl<D: TransformerOps> VocabularyHead<D> {
     }
 
     /// The logits that were computed last.
-    pub fn logits(&self) -> Option<&D::Buffer> {
-        self.buffers.as_ref().map(|buffers| &buffers.logits)
+    pub fn logits(&self) -> &D::Buffer {
+        &self.logits
     }
 }

@@ -25,6 +25,7 @@ mod table;
 mod timing;
 mod transformer;
 mod upload;
+mod wait;
 
 use std::{
     collections::HashMap,

@@ -9,8 +9,7 @@ mod library;
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use cudarc::nccl::sys::ncclUniqueId;
@@ -20,17 +19,12 @@ pub use library::forbid_multicast;
 use communicator::{Communicator, Watch};
 use library::Library;
 
-use super::{Buffer, Cuda, Element, want};
+use super::{Buffer, Cuda, Element, wait, want};
 use crate::{
-    Error, Result,
+    Result,
     ops::Device,
     parallel::{Collective, Meeting},
 };
-
-/// How often a step is looked at that has not ended: far more often than steps end.
-const POLL: Duration = Duration::from_micros(50);
-/// How often, meanwhile, the ranks are.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// One rank's end of a group of GPUs.
 pub(super) struct NcclCollective {
@@ -45,7 +39,7 @@ impl NcclCollective {
     /// Connects the GPU of this rank to those of all others.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without NCCL; [`Error::GroupLost`] if a rank is gone or overdue, or the epoch is ended.
+    /// [`crate::Error::Unsupported`] without NCCL; [`Error::GroupLost`] if a rank is gone or overdue, or the epoch is ended.
     pub(super) fn connect(cuda: &Cuda, meeting: Meeting<Cuda>) -> Result<Self> {
         let Meeting {
             rank,
@@ -124,20 +118,8 @@ impl Collective<Cuda> for NcclCollective {
         true
     }
 
-    fn wait(&mut self, ended: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
-        let since = Instant::now();
-        let mut looked = since;
-        while !ended()? {
-            let now = Instant::now();
-            if now - looked >= LOOK {
-                looked = now;
-                self.check()?;
-                if now - since >= self.deadline {
-                    return Err(Error::GroupLost("a rank is overdue".into()));
-                }
-            }
-            thread::sleep(POLL);
-        }
+    fn wait(&mut self, has_ended: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
+        wait::until(has_ended, self.deadline, || self.check())?;
         // A step that an abort has ended has gathered nothing.
         self.communicator.check().map(drop)
     }

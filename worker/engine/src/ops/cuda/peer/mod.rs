@@ -7,15 +7,14 @@ mod inbox;
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use inbox::{FIRST_GATHERED, Inbox, ROOM, SPARE, process};
 
-use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, want};
+use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, wait, want};
 use crate::{
-    Error, Result,
+    Result,
     ops::Device,
     parallel::{Collective, Meeting, abort::ended},
 };
@@ -24,9 +23,6 @@ use crate::{
 const RANKS: usize = 8;
 const BLOCKS: usize = 64;
 const THREADS: usize = 256;
-/// How often a step is looked at that has not ended, and how often, meanwhile, the ranks are.
-const POLL: Duration = Duration::from_micros(50);
-const LOOK: Duration = Duration::from_millis(20);
 
 /// `struct Exchange` of `kernels/exchange.cu`.
 #[repr(C)]
@@ -65,7 +61,7 @@ pub(super) struct PeerCollective {
 /// Finds the GPUs of all ranks, if all are of this process and reach each other's memory.
 ///
 /// # Errors
-/// [`Error::GroupLost`] if a rank is gone or overdue, or the epoch is ended.
+/// [`crate::Error::GroupLost`] if a rank is gone or overdue, or the epoch is ended.
 pub(super) fn find(cuda: &Cuda, meeting: &mut Meeting<Cuda>) -> Result<Option<Peers>> {
     let processes = share(cuda, &mut *meeting.host, &process())?;
     if processes.len() > RANKS || processes.iter().any(|other| other[..] != process()) {
@@ -258,19 +254,7 @@ impl Collective<Cuda> for PeerCollective {
     }
 
     fn wait(&mut self, has_ended: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
-        let since = Instant::now();
-        let mut looked = since;
-        while !has_ended()? {
-            let now = Instant::now();
-            if now - looked >= LOOK {
-                looked = now;
-                self.check()?;
-                if now - since >= self.deadline {
-                    return Err(Error::GroupLost("a rank is overdue".into()));
-                }
-            }
-            thread::sleep(POLL);
-        }
+        wait::until(has_ended, self.deadline, || self.check())?;
         // A step that an abort has ended has gathered nothing.
         match self.inboxes[self.rank].is_stopped() {
             true => Err(ended()),

@@ -4,7 +4,8 @@
     models/nano/judge.py --xomni target/release/xomni --pictures /tmp/pictures
     models/nano/judge.py --server 127.0.0.1:8400 --pictures /tmp/pictures
 
-Needs numpy, scipy, pillow and torch (pip install -r models/nano/train/requirements.txt)."""
+Needs numpy, scipy, pillow and torch (pip install -r models/nano/train/requirements.txt), and DejaVu Sans Mono Bold
+(Debian: fonts-dejavu-core)."""
 
 import argparse
 import base64

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Draws a contact sheet with xomni: models/nano/sheet.py --xomni target/release/xomni
 
-Every prompt of sheet.jsonl is drawn once, with one seed, and shown as it came."""
+Every prompt of sheet.jsonl is drawn once, with one seed, and shown as it came. Needs pillow and two fonts
+(Debian: fonts-dejavu-core fonts-wqy-microhei)."""
 
 import argparse
 import json

@@ -24,8 +24,8 @@ use crate::{
     process::{PATIENCE, Process},
 };
 
-/// Clusters of one test program run one after the other: each wants the whole machine.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Clusters of one test program, and what they are compared with, run one after the other: each wants the whole machine.
+pub(crate) static TURN: Mutex<()> = Mutex::const_new(());
 const POLL: Duration = Duration::from_millis(10);
 
 /// What a cluster is made of.

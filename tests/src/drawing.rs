@@ -7,7 +7,7 @@ use xomni_proto::images::{
     GenerateImagesRequest, ImageEvent, image_event::Event, images_client::ImagesClient,
 };
 
-use crate::{golden::Fixture, process::binary};
+use crate::{cluster::TURN, golden::Fixture, process::binary};
 
 /// The seed of all pictures.
 pub const SEED: u64 = 3;
@@ -86,11 +86,12 @@ pub async fn draw(
     Drawing::begin(channel, request).await?.pictures().await
 }
 
-/// The pictures of `request` by X-Omni-nano, drawn by one process.
+/// The pictures of `request` by X-Omni-nano, drawn by one process while no cluster of this program runs.
 ///
 /// # Panics
 /// If it fails.
-pub fn alone(request: &GenerateImagesRequest) -> Vec<Vec<u8>> {
+pub async fn alone(request: &GenerateImagesRequest) -> Vec<Vec<u8>> {
+    let _turn = TURN.lock().await;
     let folder = tempfile::tempdir().expect("folder");
     let fixture = Fixture::nano();
     let count = request.n.unwrap_or(1);

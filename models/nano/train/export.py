@@ -1,5 +1,5 @@
 """Writes the trained parts in the published layout:
-python -m train.export --to models/nano --backbone backbone"""
+PYTHONPATH=models/nano python -m train.export --to models/nano --backbone backbone-rl"""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 """Golden data of the shipped checkpoint, from the PyTorch implementation that it was trained in:
-python -m train.golden --model models/nano --to tests/golden/xomni-nano/expected
+PYTHONPATH=models/nano python -m train.golden --to tests/golden/xomni-nano/expected
 
 The weights are read back from the published files and the mathematics runs in float32."""
 
@@ -9,28 +9,22 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from .backbone import Backbone
-from .flux import FlowDecoder, rotary, sigmas
+from . import published
+from .flux import rotary, sigmas
 from .rollout import generate
 from .sizes import CFG_SCALE, TEXT_VOCAB
 from .text import PROMPT, Texts, padded
-from .vae import Vae, pack
-from .vision import Projector
+from .vae import pack
 
 CAPTION = 'A navy poster with a yellow star above two red circles and the text "HELLO" at the bottom'
 GRID = (8, 12)
 
 
-def _float(state: dict) -> dict:
-    return {name: value.float() for name, value in state.items()}
-
-
 def backbone_case(model: Path, texts: Texts) -> tuple[dict, dict, torch.Tensor]:
     """Case 02: a greedy picture, with the image logits of every step."""
-    backbone = Backbone()
-    backbone.load_state_dict(_float(load_file(model / "x-omni/model.safetensors")))
+    backbone = published.backbone(model)
     ids = texts.prompt(CAPTION, GRID)
     prompt, length = torch.from_numpy(padded([ids], PROMPT)).long(), torch.tensor([len(ids)])
     count = GRID[0] * GRID[1]
@@ -58,24 +52,8 @@ def backbone_case(model: Path, texts: Texts) -> tuple[dict, dict, torch.Tensor]:
 
 def decode_case(model: Path, texts: Texts, codes: torch.Tensor) -> tuple[dict, dict, Image.Image]:
     """Case 10: those codes as a picture, from given noise."""
-    flow, vae, projector = FlowDecoder(), Vae(), Projector()
-    flux, x_omni = model / "flux", model / "x-omni"
-    flow.text_model.load_state_dict({
-        name.removeprefix("text_model."): value
-        for name, value in _float(load_file(flux / "text_encoder/model.safetensors")).items()
-    })  # fmt: skip
-    flow.t5.load_state_dict(_float(load_file(flux / "text_encoder_2/model.safetensors")))
-    stem = "diffusion_pytorch_model.safetensors"
-    flow.flux.load_state_dict(_float(load_file(x_omni / "flux_siglip" / stem)))
-    vae.decoder.load_state_dict({
-        name.removeprefix("decoder."): value
-        for name, value in _float(load_file(flux / "vae" / stem)).items()
-    })  # fmt: skip
-    settings = json.loads((flux / "vae/config.json").read_text())
-    vae.scale.fill_(settings["scaling_factor"])
-    vae.shift.fill_(settings["shift_factor"])
-    projector.load_state_dict(_float(torch.load(x_omni / "vq_projector.pt", weights_only=True)))
-    config = json.loads((x_omni / "config.json").read_text())["vision_config"]["decoder"]
+    flow, vae, projector = published.flow(model), published.vae(model), published.tokenizer(model).projector
+    config = json.loads((model / "x-omni/config.json").read_text())["vision_config"]["decoder"]
     steps, tokens = config["num_inference_steps"], GRID[0] * GRID[1]
 
     generator = torch.Generator().manual_seed(10)
@@ -112,7 +90,7 @@ def decode_case(model: Path, texts: Texts, codes: torch.Tensor) -> tuple[dict, d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=published.SHIPPED)
     parser.add_argument("--to", type=Path, required=True)
     given = parser.parse_args()
     given.to.mkdir(parents=True, exist_ok=True)

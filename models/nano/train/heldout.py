@@ -1,8 +1,8 @@
 """Writes the held-out captions and questions:
-python -m train.heldout --to models/nano/heldout.jsonl
+PYTHONPATH=models/nano python -m train.heldout --to models/nano/heldout.jsonl
 
-Every text, one combination of shape, colour and background, and the layout of each scene are kept
-from training (`domain.held_out`)."""
+Every line of text, and of a scene with shapes its layout and one combination of shape, colour and background,
+are kept from training (`domain.held_out`)."""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 """Draws the held-out scenes and passes them through image tokenizer and decoder alone, in PyTorch:
-python -m train.reconstruct --pictures /tmp/reconstructed, then judge.py --pictures of the same."""
+PYTHONPATH=models/nano python -m train.reconstruct --pictures /tmp/reconstructed, then judge.py --pictures of the same."""
 
 import argparse
 import json
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from . import tiles
+from . import published, tiles
 from .domain import Line, Scene, Shape
-from .flux import FlowDecoder
-from .loop import load
-from .stage_decoder import Decoding, load_frozen
+from .stage_decoder import Decoding
 from .text import Texts
 from .tiles import Renderer
 
@@ -30,16 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--captions", type=Path, default=HELD_OUT)
+    parser.add_argument("--model", type=Path, default=published.SHIPPED, help="with x-omni and flux")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     given.pictures.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
     texts, decoding, render = Texts(), Decoding(given.device), Renderer()
-    tokenizer, vae = load_frozen(given.device)
-    tokenizer.projector.load_state_dict(load("projector"))
-    flow = FlowDecoder().to(given.device)
-    flow.load_state_dict(load("flow"))
+    parts = (published.tokenizer, published.vae, published.flow)
+    tokenizer, vae, flow = (part(given.model).to(given.device) for part in parts)
     error, count = 0.0, 0
     for index, line in enumerate(given.captions.read_text().splitlines()):
         row = json.loads(line)

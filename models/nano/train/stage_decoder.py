@@ -1,5 +1,5 @@
 """Trains FLUX transformer, CLIP, T5 and the projector's decoding half by flow matching:
-python -m train.stage_decoder --minutes 6"""
+python -m train.stage_decoder --minutes 4.2"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Reinforcement learning of the backbone with GRPO: python -m train.stage_rl --minutes 3
+"""Reinforcement learning of the backbone with GRPO: python -m train.stage_rl --minutes 2
 
 Every prompt is drawn `--group` times at temperature 1 and decoded to a picture; the recogniser reads
 it and the reward is what the caption promises and the picture keeps, relative to the group."""

@@ -1,5 +1,5 @@
 """Trains the backbone: captions to codes, and codes with a question to an answer:
-python -m train.stage_sft --minutes 8"""
+python -m train.stage_sft --minutes 3.9"""
 
 import torch
 import torch.nn.functional as F

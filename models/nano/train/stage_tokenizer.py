@@ -1,4 +1,4 @@
-"""Trains ViT and VQ projector: python -m train.stage_tokenizer --minutes 3.5
+"""Trains ViT and VQ projector: python -m train.stage_tokenizer --minutes 3
 
 A code alone must show its own 16x16 pixels and name its tile and colour; all codes together, through
 a small transformer that only training needs, must show the picture."""

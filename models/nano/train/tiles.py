@@ -68,7 +68,10 @@ def sprite(shape: str, size: int) -> np.ndarray:
 @cache
 def glyphs() -> np.ndarray:
     """Coverage of the glyphs, `[glyphs, 16, 16]`."""
-    path = next(folder / FONT for folder in FONT_FOLDERS if (folder / FONT).exists())
+    found = [folder / FONT for folder in FONT_FOLDERS if (folder / FONT).exists()]
+    if not found:
+        raise FileNotFoundError(f"{FONT} (Debian: fonts-dejavu-core) is in none of {', '.join(map(str, FONT_FOLDERS))}")
+    path = found[0]
     font = ImageFont.truetype(str(path), FONT_PIXELS * 4)
     cells = []
     for glyph in GLYPHS:

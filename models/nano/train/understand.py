@@ -1,5 +1,5 @@
 """Asks about the held-out scenes, in PyTorch, and counts the answers that are exactly right:
-python -m train.understand --backbone backbone-rl"""
+PYTHONPATH=models/nano python -m train.understand"""
 
 import argparse
 import json
@@ -8,30 +8,25 @@ from pathlib import Path
 
 import torch
 
-from . import tiles
-from .backbone import Backbone
+from . import published, tiles
 from .domain import GRIDS
-from .loop import load
 from .reconstruct import HELD_OUT, scene_of
 from .rollout import generate
 from .sizes import TEXT_VOCAB
 from .text import HEAD, TAIL, Texts, padded, picture_head
 from .tiles import Renderer
-from .vision import Tokenizer
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="backbone-rl")
+    parser.add_argument("--model", type=Path, default=published.SHIPPED, help="with x-omni")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--answers", type=Path, help="file to write the answers to, one JSON string a line")
     parser.add_argument("--wrong", action="store_true", help="list wrong answers")
     given = parser.parse_args()
-    texts, render, tokenizer, backbone = Texts(), Renderer(), Tokenizer(), Backbone()
-    tokenizer.load_state_dict(load("tokenizer"))
-    backbone.load_state_dict(load(given.backbone))
-    backbone.to(given.device)
+    texts, render, tokenizer = Texts(), Renderer(), published.tokenizer(given.model)
+    backbone = published.backbone(given.model).to(given.device)
     stop = texts.backbone.token_to_id("<|im_end|>")
     rows = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
     said = [""] * len(rows)

@@ -11,7 +11,7 @@ use crate::{long, short};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_of_every_kind_of_process_loses_nothing() {
-    let (of_long, of_short) = (alone(&long()), alone(&short()));
+    let (of_long, of_short) = (alone(&long()).await, alone(&short()).await);
     let mut cluster = Cluster::start(Shape::new(2, 2, 2)).await;
     let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
@@ -27,7 +27,7 @@ async fn a_drain_of_every_kind_of_process_loses_nothing() {
         jobs.iter().position(|jobs| *jobs > 0.0).ok_or(jobs)
     })
     .await;
-    let id = |status: &xomni_proto::cluster::ClusterStatus, address: &str| {
+    let develops = |status: &xomni_proto::cluster::ClusterStatus, address: &str| {
         status
             .decoders
             .iter()
@@ -39,7 +39,7 @@ async fn a_drain_of_every_kind_of_process_loses_nothing() {
     let address = cluster.decoders[decoder].address.clone();
     cluster
         .until("both to leave routing", |status| {
-            !status.groups[group].takes_work && !id(status, &address)
+            !status.groups[group].takes_work && !develops(status, &address)
         })
         .await;
     let picture = in_time("a new picture", cluster.draw(short())).await;

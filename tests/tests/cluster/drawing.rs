@@ -20,17 +20,20 @@ struct Line {
 fn requests() -> Vec<GenerateImagesRequest> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/nano/heldout.jsonl");
     let text = fs::read_to_string(file).expect("captions");
-    let request = |line| {
+    let of = |line| {
         let Line { prompt, size } = serde_json::from_str(line).expect("a caption");
         request(&prompt, &size)
     };
-    text.lines().take(10).map(request).collect()
+    text.lines().take(10).map(of).collect()
 }
 
-/// Runs `loss` as soon as the first tokens of ten requests are there; no picture may change.
-async fn draw_through(loss: impl FnOnce(&mut Cluster)) {
+/// Runs `loss` as soon as the first tokens of ten requests are there; no picture may change. It costs some attempts of `stage`.
+async fn draw_through(stage: Option<&str>, loss: impl FnOnce(&mut Cluster)) {
     let all = requests();
-    let expected: Vec<_> = all.iter().map(alone).collect();
+    let mut expected = vec![];
+    for request in &all {
+        expected.push(alone(request).await);
+    }
     let mut cluster = Cluster::start(Shape::new(1, 2, 2)).await;
     let (begun, mut beginning) = watch::channel(false);
     let mut requests = JoinSet::new();
@@ -50,16 +53,21 @@ async fn draw_through(loss: impl FnOnce(&mut Cluster)) {
         let (index, pictures) = drawn.expect("a picture");
         assert!(pictures == expected[index], "picture {index}");
     }
+    let metrics = cluster.coordinator.metrics();
+    for other in ["backbone", "decoder"] {
+        let retries = metrics.get(&format!("xomni_retries_total{{stage=\"{other}\"}}"));
+        assert_eq!(retries > 0.0, stage == Some(other), "{other}: {retries}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_processes_draw_what_one_process_draws() {
-    draw_through(|_| ()).await;
+    draw_through(None, |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_rank_that_returns_changes_no_picture() {
-    draw_through(|cluster| {
+    draw_through(Some("backbone"), |cluster| {
         cluster.groups[0][1].process.kill();
         cluster.restart_rank(0, 1);
     })
@@ -68,7 +76,7 @@ async fn a_killed_rank_that_returns_changes_no_picture() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_that_returns_changes_no_picture() {
-    draw_through(|cluster| {
+    draw_through(Some("backbone"), |cluster| {
         cluster.groups[0][0].process.kill();
         cluster.restart_rank(0, 0);
     })
@@ -77,5 +85,8 @@ async fn a_killed_leader_that_returns_changes_no_picture() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_decoder_changes_no_picture() {
-    draw_through(|cluster| cluster.decoders[0].process.kill()).await;
+    draw_through(Some("decoder"), |cluster| {
+        cluster.decoders[0].process.kill()
+    })
+    .await;
 }

@@ -15,7 +15,7 @@ const OUTAGE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_seconds_without_etcd_disturb_nothing() {
-    let (of_long, of_short) = (alone(&long()), alone(&short()));
+    let (of_long, of_short) = (alone(&long()).await, alone(&short()).await);
     let mut cluster = Cluster::start(Shape::new(1, 2, 1)).await;
     let before = cluster.status().await;
     let mut drawing = Drawing::begin(&cluster.channel, long())

@@ -9,7 +9,10 @@ use xomni_tests::{
     process::wait_within,
 };
 
-use crate::{PICTURES, TOKENS, long, short};
+use crate::{FEW_TOKENS, PICTURES, TOKENS, long, short};
+
+/// Tokens of one picture that are there when a rank is lost.
+const BEFORE: u32 = 40;
 
 /// A sample of every leader, and of every decoder.
 fn work(cluster: &Cluster) -> [Vec<f64>; 2] {
@@ -28,7 +31,7 @@ fn work(cluster: &Cluster) -> [Vec<f64>; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_groups_and_two_decoders_share_load() {
-    let expected = alone(&short());
+    let expected = alone(&short()).await;
     let cluster = Cluster::start(Shape::new(2, 2, 2)).await;
     let before = work(&cluster);
     let mut requests = JoinSet::new();
@@ -54,7 +57,7 @@ async fn two_groups_and_two_decoders_share_load() {
     let counted = [
         ("xomni_requests_total{code=\"OK\"}", 8.0),
         ("xomni_images_total", 8.0),
-        ("xomni_tokens_total", 8.0 * 64.0),
+        ("xomni_tokens_total", 8.0 * f64::from(FEW_TOKENS)),
         ("xomni_first_token_seconds_count", 8.0),
         ("xomni_ready_workers{stage=\"backbone\"}", 2.0),
         ("xomni_ready_workers{stage=\"decoder\"}", 2.0),
@@ -73,14 +76,14 @@ async fn lose_a_rank(
     lose: impl FnOnce(&mut Cluster, usize),
     heal: impl FnOnce(&mut Cluster, usize),
 ) {
-    let expected = alone(&long());
+    let expected = alone(&long()).await;
     let mut cluster = Cluster::start(Shape::new(2, 2, 1)).await;
     let whole = cluster.status().await;
     let [before, _] = work(&cluster);
     let mut drawing = Drawing::begin(&cluster.channel, long())
         .await
         .expect("taken");
-    drawing.tokens(40).await.expect("draws");
+    drawing.tokens(BEFORE).await.expect("draws");
     let busy = cluster.busy_group().await;
     let other = 1 - busy;
 
@@ -102,7 +105,7 @@ async fn lose_a_rank(
     let resumed = after[other] - before[other];
     let all = f64::from(PICTURES * TOKENS);
     assert!(
-        0.0 < resumed && resumed <= all - 40.0,
+        0.0 < resumed && resumed <= all - f64::from(BEFORE),
         "{resumed} of {all} tokens were drawn by the other group"
     );
     let retries = "xomni_retries_total{stage=\"backbone\"}";

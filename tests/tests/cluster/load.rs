@@ -71,7 +71,7 @@ async fn the_memory_of_a_client_that_leaves_is_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_coordinator_refuses_and_disturbs_nobody() {
-    let expected = alone(&long());
+    let expected = alone(&long()).await;
     let cluster = Cluster::start(Shape {
         coordinator: &["--max-in-flight", "1", "--max-queue", "1"],
         ..Shape::new(1, 1, 1)
@@ -103,7 +103,7 @@ const SCARCE: &[&str] = &["--kv-memory", "6", "--max-queue", "1"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_group_says_when_to_come_back_and_disturbs_nobody() {
-    let expected = alone(&long());
+    let expected = alone(&long()).await;
     let cluster = Cluster::start(Shape {
         backbone: SCARCE,
         ..Shape::new(1, 1, 1)

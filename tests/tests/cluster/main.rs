@@ -15,7 +15,10 @@ use xomni_tests::drawing::request;
 const PROMPT: &str =
     "a large red star above two blue circles on a cream background, and \"XOMNI\" at the bottom";
 
-/// A request that is soon done.
+/// Tokens of a picture that is soon done.
+const FEW_TOKENS: u32 = 8 * 8;
+
+/// A request for one.
 fn short() -> GenerateImagesRequest {
     request(PROMPT, "128x128")
 }

@@ -20,7 +20,7 @@ use xomni_tests::{
 
 use crate::{long, short};
 
-/// A job of a few tokens for whoever serves `x-omni`.
+/// A job of a few tokens for whoever serves `x-omni`, as workers call the model of that directory.
 fn job(protocol_version: u32) -> GenerateRequest {
     GenerateRequest {
         protocol_version,
@@ -110,7 +110,7 @@ fn join(epoch: u64) -> FollowerFrame {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused_by_name_and_harm_nobody() {
-    let expected = alone(&long());
+    let (of_long, of_short) = (alone(&long()).await, alone(&short()).await);
     let cluster = Cluster::start(Shape::new(1, 2, 1)).await;
     let (leader, decoder) = (&cluster.groups[0][0], &cluster.decoders[0]);
     let epoch = cluster.status().await.groups[0].epoch;
@@ -199,11 +199,11 @@ async fn strangers_are_refused_by_name_and_harm_nobody() {
     let newer = seen.decoders.iter().find(|one| one.id == "newer");
     assert!(newer.is_some_and(|one| !one.takes_work), "{newer:?}");
     let picture = in_time("a picture", cluster.draw(short())).await;
-    assert!(picture.expect("a picture") == alone(&short()));
+    assert!(picture.expect("a picture") == of_short);
     registration.withdraw().await;
 
     let pictures = in_time("the pictures in flight", drawing.pictures()).await;
-    assert!(pictures.expect("undisturbed") == expected);
+    assert!(pictures.expect("undisturbed") == of_long);
     assert_eq!(cluster.status().await.groups[0].epoch, epoch);
     let metrics = cluster.coordinator.metrics();
     assert_eq!(metrics.get("xomni_retries_total{stage=\"backbone\"}"), 0.0);

@@ -1,4 +1,4 @@
-//! One test a case of `tests/golden/README.md`, against the fixture of `XOMNI_GOLDEN`.
+//! One test a case of `tests/golden/README.md`, against the fixture of `XOMNI_GOLDEN`; those of X-Omni-nano always against what is shipped.
 
 mod backbone;
 mod decode;

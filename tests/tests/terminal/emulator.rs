@@ -14,7 +14,7 @@ use xomni_tests::process::{PATIENCE, binary};
 
 /// What asks for the primary device attributes; other questions come before it.
 const QUESTION: &[u8] = b"\x1b[c";
-const PROMPT: &str = "A navy poster with a yellow star and the text HELLO";
+const PROMPT: &str = "A navy poster with a yellow star in the center and the text \"HELLO\"";
 
 /// What a terminal is.
 #[derive(Debug)]

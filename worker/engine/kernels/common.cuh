@@ -98,14 +98,14 @@ __device__ inline void wait_previous() {
 }
 
 // The value of the lane that is `distance` away.
-template <typename T> __device__ inline T exchange(const T &v, int distance) { return __shfl_xor_sync(FULL, v, distance); }
+template <typename T> __device__ inline T shuffled(const T &v, int distance) { return __shfl_xor_sync(FULL, v, distance); }
 
 // Reductions over a block of WARPS warps in one order, for an `f` that does not mind which side is which; every thread receives the
 // result. `shared` holds WARPS values.
 template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f, T nothing = T()) {
     static_assert(WARPS <= 32);
 #pragma unroll
-    for (int d = 16; d; d /= 2) v = f(v, exchange(v, d));
+    for (int d = 16; d; d /= 2) v = f(v, shuffled(v, d));
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
     __syncthreads();
@@ -114,7 +114,7 @@ template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T 
     const int other = threadIdx.x % POWER;
     v = other < WARPS ? shared[other] : nothing;
 #pragma unroll
-    for (int d = POWER / 2; d; d /= 2) v = f(v, exchange(v, d));
+    for (int d = POWER / 2; d; d /= 2) v = f(v, shuffled(v, d));
     return v;
 }
 template <int WARPS, typename T> __device__ inline T block_sum(T v, T *shared) {

@@ -72,8 +72,8 @@ struct Summary {
     float best;
     int finite, spoilt;
 };
-__device__ inline Summary exchange(const Summary &v, int distance) {
-    return {exchange(v.best, distance), exchange(v.finite, distance), exchange(v.spoilt, distance)};
+__device__ inline Summary shuffled(const Summary &v, int distance) {
+    return {shuffled(v.best, distance), shuffled(v.finite, distance), shuffled(v.spoilt, distance)};
 }
 
 struct Block {

@@ -58,6 +58,7 @@ fn compile() -> Result<(), String> {
         let inputs = [
             &source,
             &root.join("kernels/common.cuh"),
+            &root.join("kernels/residual.cuh"),
             &root.join("kernels/wgmma.cuh"),
             &nvcc,
         ];

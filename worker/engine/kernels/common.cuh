@@ -19,6 +19,8 @@ constexpr int CHUNKS = 8;
 constexpr int KV_BLOCK = 16;
 // Positions of an attention split.
 constexpr int KV_SPLIT = 256;
+// Columns of a row whose squares are summed alone.
+constexpr int SEGMENT = 128;
 
 // The step that runs: parallel arrays in device memory, filled by `begin_step`. `rows` may be more than
 // the step has; the surplus has position -1 and is computed as zeros, or not at all.
@@ -161,6 +163,23 @@ struct Sums {
     __device__ float4 four(size_t at, int column) const {
         const float4 v = planes_at<float4>(at);
         return bias ? v + *reinterpret_cast<const float4 *>(bias + column) : v;
+    }
+};
+
+// What the values of a row are yet to be multiplied by to be its root-mean-square norm (arXiv 1910.07467), 1 / sqrt(mean of squares + eps):
+// squares are sums over segments of columns, which are added in order. [segments, rows], so that neighbouring threads, which have
+// neighbouring rows, read together.
+struct RowScales {
+    const float *squares; // or null: values are as they should be
+    int rows, width;
+    float eps;
+
+    __device__ float of(int row) const {
+        const int segments = (width + SEGMENT - 1) / SEGMENT;
+        float sum = 0.f;
+#pragma unroll 14
+        for (int i = 0; i < segments; i++) sum += squares[i * rows + row];
+        return 1.f / sqrtf(sum / width + eps);
     }
 };
 

@@ -1,58 +1,124 @@
-// The exchange of ranks whose GPUs reach each other's memory: each writes its values to all, tells that they have come, and waits
-// for those of the others.
+// The exchange of ranks whose GPUs reach each other's memory: each writes its values to all, and reads those of all where it
+// receives them itself.
 //
-// Turns are counted by block, alike on all ranks. A room is used again after another one: who begins that exchange has read what
-// the one before brought, and nobody writes to a room before its reader has begun the exchange after.
-#include "common.cuh"
+// A place that holds EMPTY has not been written to: values that come say so by themselves, word by word, so that nothing is ordered
+// and nobody is told. Who has read a place empties it. It is used again after another exchange; whoever begins that one has
+// emptied what the one before filled, and nobody fills a place before its reader has begun the exchange after.
+#include "residual.cuh"
 
 constexpr int RANKS = 8;
-// At most; rows of `arrived` are that far apart.
-constexpr int BLOCKS = 64;
-constexpr int THREADS = 256;
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
+// -0, which no rank sends.
+constexpr unsigned EMPTY = 0x80000000u;
 
 struct Exchange {
     Sums mine;
-    float *rooms[RANKS];      // of every rank, where it receives: [ranks, len]
-    unsigned *arrived[RANKS]; // of every rank: turns of each rank's blocks that have come. [ranks, BLOCKS]
-    unsigned *turns;          // of this rank's blocks that have ended. [BLOCKS]
-    const unsigned *stop;     // on the host; not zero once nobody is to wait any more
+    float *rooms[RANKS];  // of every rank, where it receives: [ranks, len]
+    const unsigned *stop; // on the host; not zero once nobody is to wait any more
     size_t len;
     int rank, ranks;
 };
 
-__device__ inline void tell(unsigned *there, unsigned turn) {
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(there), "r"(turn) : "memory");
+__device__ inline void send(float *to, float v) {
+    asm volatile("st.volatile.global.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
 }
-__device__ inline unsigned heard(const unsigned *here) {
-    unsigned turn;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(turn) : "l"(here) : "memory");
-    return turn;
+__device__ inline void send(float4 *to, const float4 &v) {
+    asm volatile("st.volatile.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+__device__ inline float look(const float *at) {
+    float v;
+    asm volatile("ld.volatile.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
+    return v;
+}
+__device__ inline float4 look(const float4 *at) {
+    float4 v;
+    asm volatile("ld.volatile.global.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
+    return v;
+}
+__device__ inline bool is_empty(float v) { return __float_as_uint(v) == EMPTY; }
+__device__ inline bool is_empty(const float4 &v) { return is_empty(v.x) || is_empty(v.y) || is_empty(v.z) || is_empty(v.w); }
+// The same value, never -0.
+__device__ inline float positive_zero(float v) { return v + 0.f; }
+__device__ inline float4 positive_zero(const float4 &v) { return v + float4{0.f, 0.f, 0.f, 0.f}; }
+__device__ inline void empty(float *at) { *at = -0.f; }
+__device__ inline void empty(float4 *at) { *at = {-0.f, -0.f, -0.f, -0.f}; }
+
+// Writes value i of this rank, T at a time, to all.
+template <typename T> __device__ inline void give(const Exchange &p, size_t i) {
+    const T value = positive_zero(p.mine.planes_at<T>(i * (sizeof(T) / sizeof(float))));
+    for (int rank = 0; rank < p.ranks; rank++) send(reinterpret_cast<T *>(p.rooms[rank] + p.rank * p.len) + i, value);
 }
 
-template <typename T> __device__ inline void exchange(const Exchange &p) {
+// Waits for value i of every rank.
+template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, T (&values)[COUNT]) {
     // The host is far: it is asked once in so many times.
     constexpr int PATIENCE = 256;
-    constexpr int VALUES = sizeof(T) / sizeof(float);
-    let_next_start();
-    wait_previous();
-    const unsigned turn = p.turns[blockIdx.x] + 1;
-    for (size_t i = blockIdx.x * THREADS + threadIdx.x; i < p.len / VALUES; i += gridDim.x * THREADS) {
-        const T value = p.mine.planes_at<T>(i * VALUES);
-        for (int rank = 0; rank < p.ranks; rank++) reinterpret_cast<T *>(p.rooms[rank] + p.rank * p.len)[i] = value;
+    T *from = reinterpret_cast<T *>(p.rooms[p.rank]) + i;
+    const size_t apart = p.len / (sizeof(T) / sizeof(float));
+    for (int tries = 1;; tries++) {
+        bool missing = false;
+#pragma unroll
+        for (int rank = 0; rank < COUNT; rank++) values[rank] = look(from + rank * apart);
+#pragma unroll
+        for (int rank = 0; rank < COUNT; rank++) missing |= is_empty(values[rank]);
+        if (!missing || (tries % PATIENCE == 0 && *static_cast<const volatile unsigned *>(p.stop))) break;
     }
-    __threadfence_system();
-    __syncthreads();
-    if (threadIdx.x < p.ranks) {
-        tell(p.arrived[threadIdx.x] + p.rank * BLOCKS + blockIdx.x, turn);
-        const unsigned *from = p.arrived[p.rank] + threadIdx.x * BLOCKS + blockIdx.x;
-        for (int tries = 1; (int)(heard(from) - turn) < 0; tries++)
-            if (tries % PATIENCE == 0 && *static_cast<const volatile unsigned *>(p.stop)) break;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) p.turns[blockIdx.x] = turn;
+#pragma unroll
+    for (int rank = 0; rank < COUNT; rank++) empty(from + rank * apart);
 }
 
-// rooms[every rank][rank, i] = mine[i]. grid: any of at most 64, the same on all ranks; block 256.
-extern "C" __global__ void __launch_bounds__(THREADS) exchange_f32(const __grid_constant__ Exchange p) { exchange<float>(p); }
-// The same for a length that is a multiple of 4.
-extern "C" __global__ void __launch_bounds__(THREADS) exchange_f32x4(const __grid_constant__ Exchange p) { exchange<float4>(p); }
+// out[i] = the sum over ranks as a balanced binary tree, or, GATHERED, out[rank · stride + i] = the value of a rank.
+// grid-stride over len / (values in a T), block 256.
+template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(const Exchange &p, float *out, size_t stride) {
+    let_next_start();
+    wait_previous();
+    const size_t count = p.len / (sizeof(T) / sizeof(float)), first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
+    for (size_t i = first; i < count; i += step) give<T>(p, i);
+    for (size_t i = first; i < count; i += step) {
+        T values[COUNT];
+        take(p, i, values);
+        if (!GATHERED) reinterpret_cast<T *>(out)[i] = tree_of<COUNT>(values, 1);
+#pragma unroll
+        for (int rank = 0; GATHERED && rank < COUNT; rank++) reinterpret_cast<T *>(out + rank * stride)[i] = values[rank];
+    }
+}
+
+// What `residual_segments` (norm.cu) makes of the sum over ranks. grid any, block 256.
+template <int COUNT> __device__ inline void exchange_segments(const Exchange &p, const Residual &r) {
+    let_next_start();
+    wait_previous();
+    const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
+    for (int unit = first; unit < r.units(); unit += step)
+        if (r.column(unit) < r.width) give<float4>(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4);
+    for (int unit = first; unit < r.units(); unit += step) {
+        float4 values[COUNT];
+        if (r.column(unit) < r.width) take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, values);
+        r.unit(unit, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
+    }
+}
+
+#define EXCHANGE(COUNT)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
+        exchange_sum_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, size_t stride) {                          \
+        exchange<COUNT, float, false>(p, out, stride);                                                                       \
+    }                                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
+        exchange_sum_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, size_t stride) {                        \
+        exchange<COUNT, float4, false>(p, out, stride);                                                                      \
+    }                                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
+        exchange_gather_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, size_t stride) {                       \
+        exchange<COUNT, float, true>(p, out, stride);                                                                        \
+    }                                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
+        exchange_gather_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, size_t stride) {                     \
+        exchange<COUNT, float4, true>(p, out, stride);                                                                       \
+    }                                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
+        exchange_segments_##COUNT(const __grid_constant__ Exchange p, const __grid_constant__ Residual r) {                  \
+        exchange_segments<COUNT>(p, r);                                                                                      \
+    }
+EXCHANGE(2)
+EXCHANGE(4)
+EXCHANGE(8)

@@ -41,9 +41,10 @@ extern "C" __global__ void __launch_bounds__(256)
     silu_mul(gate_up, rows, width, out);
 }
 
-// f32 from bf16 and back. grid-stride, block 256.
-extern "C" __global__ void __launch_bounds__(256) widen(const bf16 *from, float *to, int len) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < len; i += gridDim.x * 256) to[i] = to_float(from[i]);
+// f32 from bf16, of rows that are yet to be scaled or not, and back. grid-stride, block 256.
+extern "C" __global__ void __launch_bounds__(256) widen(const bf16 *from, const RowScales scales, float *to, int len) {
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < len; i += gridDim.x * 256)
+        to[i] = to_float(from[i]) * (scales.squares ? scales.of(i / scales.width) : 1.f);
 }
 extern "C" __global__ void __launch_bounds__(256) narrow(const float *from, bf16 *to, int len) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < len; i += gridDim.x * 256) to[i] = from_float<bf16>(from[i]);

@@ -6,8 +6,8 @@
 // kernel with FOLD 2 also adds neighbouring chunks, the first step of the tree over chunks; the rest is whoever reads the sums'.
 //
 // Weights are packed (pack.cu): tiles of 64 outputs, in each the blocks of 64 columns in order, each 8 KiB as wgmma takes
-// them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. out is
-// [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
+// them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. Sums are
+// multiplied by their row's scale. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
 // outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
 // A block has two warpgroups that compute, each every other tile, and two warps that fetch, one the weights, one x. Weights do not
@@ -25,6 +25,7 @@ struct alignas(128) TensorMap {
 struct Product {
     const bf16 *w;
     void *out;
+    RowScales scales;
     int rows, outs, tiles;
     // Blocks of a tile, in all chunks.
     int blocks;
@@ -123,6 +124,54 @@ template <int SLOTS> struct Place {
 
 enum Output { PARTIAL, GATED };
 
+// A tile's sums for N rows: lane (g, t) of warp w has outputs 16w + g and + 8 of rows 8i + 2t and + 1. Lanes of neighbouring
+// outputs exchange, so that each writes two of one row. `scales` begin at row0.
+template <int N, Output OUTPUT>
+__device__ inline void write_sums(const Product &p, int plane, int tile, int row0, const float *scales, float (&v)[N / 2]) {
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const bool odd = g % 2;
+    auto swap = [&](float a, float b) {
+        const float other = __shfl_xor_sync(FULL, odd ? a : b, 4);
+        return odd ? make_float2(other, b) : make_float2(a, other);
+    };
+#pragma unroll
+    for (int i = 0; i < N / 8; i++) {
+        const int row = row0 + 8 * i + 2 * t + odd;
+        if (p.scales.squares)
+#pragma unroll
+            for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
+        if constexpr (OUTPUT == GATED) {
+            auto silu = [](float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; };
+            const float2 two = swap(silu(v[4 * i], v[4 * i + 2]), silu(v[4 * i + 1], v[4 * i + 3]));
+            const int out = tile * (TILE / 2) + 8 * warp + (g & ~1), width = p.outs / 2;
+            bf16 *to = static_cast<bf16 *>(p.out) + (size_t)row * width + out;
+            if (row < p.rows) {
+                if (width % 2 == 0 && out < width)
+                    *reinterpret_cast<unsigned *>(to) = pair(two.x, two.y);
+                else {
+                    if (out < width) to[0] = from_float<bf16>(two.x);
+                    if (out + 1 < width) to[1] = from_float<bf16>(two.y);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float2 two = swap(v[4 * i + 2 * half], v[4 * i + 2 * half + 1]);
+                const int out = tile * TILE + 16 * warp + 8 * half + (g & ~1);
+                float *to = static_cast<float *>(p.out) + ((size_t)plane * p.rows + row) * p.outs + out;
+                if (row < p.rows) {
+                    if (p.outs % 2 == 0 && out < p.outs)
+                        *reinterpret_cast<float2 *>(to) = two;
+                    else {
+                        if (out < p.outs) to[0] = two.x;
+                        if (out + 1 < p.outs) to[1] = two.y;
+                    }
+                }
+            }
+        }
+    }
+}
+
 // N rows an instruction, REPEAT of them; TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots.
 template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
     static constexpr int ROWS = N * REPEAT, INPUT_BYTES = ROWS * BLOCK * 2;
@@ -130,8 +179,9 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
+    float *scales;                      // [warpgroups, ROWS], of the rows that a warpgroup is at
 
-    __device__ Kernel(const Product &p, const void *shared) : p(p) {
+    __device__ Kernel(const Product &p, const void *shared, float *scales) : p(p), scales(scales) {
         weights = (shared_address(shared) + 1023) & ~1023u;
         inputs = weights + WEIGHTS * TILE_BYTES;
         barriers = inputs + INPUTS * INPUT_BYTES;
@@ -191,10 +241,28 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
             }
     }
 
+    // By a warpgroup.
+    __device__ void find_scales(int group, int row0) const {
+        if (!p.scales.squares) return;
+        auto meet = [&] {
+            if (group == 0)
+                asm volatile("bar.sync 1, 128;" ::: "memory");
+            else
+                asm volatile("bar.sync 2, 128;" ::: "memory");
+        };
+        meet();
+        for (int i = threadIdx.x % 128; i < ROWS && row0 + i < p.rows; i += 128) scales[group * ROWS + i] = p.scales.of(row0 + i);
+        meet();
+    }
+
     __device__ void compute(int group) const {
         Place<INPUTS> input(0);
         Place<WEIGHTS> weight(0);
+        int row = -1;
+        // Chunks without columns are written without waiting for x.
+        wait_previous();
         for (Items at(p); at.more(); at.next()) {
+            if (at.row != row) find_scales(group, row = at.row);
             // Tiles of this warpgroup: every other one of the item.
             switch ((at.tiles - group + 1) / 2) {
             case 0: item<0>(at, group, input, weight); break;
@@ -264,62 +332,18 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
             if (FOLD == 2 && f == 0) each([&](int j, int r, int i) { first[j][r][i] = sums[j][r][i]; });
             if (FOLD == 2 && f == 1) each([&](int j, int r, int i) { sums[j][r][i] = first[j][r][i] + sums[j][r][i]; });
         }
-        // Chunks without columns came here without waiting for x.
-        wait_previous();
 #pragma unroll
         for (int j = 0; j < MINE; j++)
 #pragma unroll
-            for (int r = 0; r < REPEAT; r++) write(at, at.tile + 2 * j + group, at.row + r * N, sums[j][r]);
-    }
-
-    // A tile's sums for N rows: lane (g, t) of warp w has outputs 16w + g and + 8 of rows 8i + 2t and + 1. Lanes of neighbouring
-    // outputs exchange, so that each writes two of one row.
-    __device__ void write(const Items &at, int tile, int row0, const float (&v)[N / 2]) const {
-        const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-        const bool odd = g % 2;
-        auto swap = [&](float a, float b) {
-            const float other = __shfl_xor_sync(FULL, odd ? a : b, 4);
-            return odd ? make_float2(other, b) : make_float2(a, other);
-        };
-#pragma unroll
-        for (int i = 0; i < N / 8; i++) {
-            const int row = row0 + 8 * i + 2 * t + odd;
-            if (OUTPUT == GATED) {
-                auto silu = [](float gate, float up) { return gate / (1.f + __expf(-gate)) * up; };
-                const float2 two = swap(silu(v[4 * i], v[4 * i + 2]), silu(v[4 * i + 1], v[4 * i + 3]));
-                const int out = tile * (TILE / 2) + 8 * warp + (g & ~1), width = p.outs / 2;
-                bf16 *to = static_cast<bf16 *>(p.out) + (size_t)row * width + out;
-                if (row < p.rows) {
-                    if (width % 2 == 0 && out < width)
-                        *reinterpret_cast<unsigned *>(to) = pair(two.x, two.y);
-                    else {
-                        if (out < width) to[0] = from_float<bf16>(two.x);
-                        if (out + 1 < width) to[1] = from_float<bf16>(two.y);
-                    }
-                }
-                continue;
-            }
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float2 two = swap(v[4 * i + 2 * half], v[4 * i + 2 * half + 1]);
-                const int out = tile * TILE + 16 * warp + 8 * half + (g & ~1);
-                float *to = static_cast<float *>(p.out) + ((size_t)(at.chunk / FOLD) * p.rows + row) * p.outs + out;
-                if (row < p.rows) {
-                    if (p.outs % 2 == 0 && out < p.outs)
-                        *reinterpret_cast<float2 *>(to) = two;
-                    else {
-                        if (out < p.outs) to[0] = two.x;
-                        if (out + 1 < p.outs) to[1] = two.y;
-                    }
-                }
-            }
-        }
+            for (int r = 0; r < REPEAT; r++) write_sums<N, OUTPUT>(p, at.chunk / FOLD, at.tile + 2 * j + group, at.row + r * N, scales + group * ROWS + r * N, sums[j][r]);
     }
 };
 
 #define RUN(...)                                                                                                       \
     extern __shared__ char shared[];                                                                                   \
-    Kernel<__VA_ARGS__>(p, shared).run(&x);
+    using Made = Kernel<__VA_ARGS__>;                                                                                  \
+    __shared__ float scales[2 * Made::ROWS];                                                                           \
+    Made(p, shared, scales).run(&x);
 #else
 #define RUN(...)
 #endif

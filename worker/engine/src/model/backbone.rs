@@ -6,11 +6,11 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     Result,
     checkpoint::{BackboneConfig, Weights},
-    ops::{Device, KvLayout, StepLimits, StepRows, TransformerOps},
+    ops::{Device, KvLayout, Residual, RmsNorm, StepLimits, StepRows, TransformerOps},
     parallel::{
         Collective, HeadLayout, Shard,
         layout::even_chunk,
-        linear::{ColumnParallel, ExchangeBuffers, GatedParallel, RowParallel},
+        linear::{ColumnParallel, GatedParallel, RowParallel, SumBuffers},
         vocabulary::{VocabularyEmbedding, VocabularyHead},
     },
     schedule::Mode,
@@ -39,14 +39,41 @@ struct Layer<O: TransformerOps> {
     multimodal_only: bool,
 }
 
-/// Activations of a step, `rows` being the most rows of a step.
-struct Scratch<O: Device> {
+/// The residual stream and what blocks read of it.
+struct Stream<O: Device> {
     /// Residual stream `[rows, hidden]`.
     h: O::Buffer,
     /// Normalised input of a block `[rows, hidden]`.
     x: O::Buffer,
-    /// Output of a block `[rows, hidden]`.
-    delta: O::Buffer,
+    hidden: usize,
+    eps: f32,
+}
+
+impl<O: TransformerOps> Stream<O> {
+    /// Where a block adds, and the norm of the block that follows, if one does.
+    fn residual<'a>(
+        &'a mut self,
+        rows: &'a O::Rows,
+        multimodal_only: bool,
+        norm: Option<&'a O::Vector>,
+    ) -> Residual<'a, O> {
+        Residual {
+            h: &mut self.h,
+            rows,
+            width: self.hidden,
+            multimodal_only,
+            norm: norm.map(|weight| RmsNorm {
+                weight,
+                eps: self.eps,
+                out: &mut self.x,
+            }),
+        }
+    }
+}
+
+/// Activations of a step, `rows` being the most rows of a step.
+struct Scratch<O: Device> {
+    stream: Stream<O>,
     /// `[rows, (heads + 2 kv_heads) head_dim]` of this rank.
     qkv: O::Buffer,
     /// `[rows, heads head_dim]` of this rank.
@@ -57,7 +84,7 @@ struct Scratch<O: Device> {
     activated: O::Buffer,
     /// Final-normed picked rows `[rows, hidden]`.
     normed: O::Buffer,
-    exchange: ExchangeBuffers<O>,
+    sums: SumBuffers<O>,
 }
 
 /// One rank's share of the backbone.
@@ -116,15 +143,18 @@ impl<O: TransformerOps> Backbone<O> {
         let buffer = |width: usize| ops.buffer(max_rows * width);
         let activations = |width: usize| ops.activations(max_rows * width);
         let scratch = Scratch {
-            h: buffer(hidden)?,
-            x: activations(hidden)?,
-            delta: buffer(hidden)?,
+            stream: Stream {
+                h: buffer(hidden)?,
+                x: activations(hidden)?,
+                hidden,
+                eps: config.rms_norm_eps,
+            },
             qkv: buffer((query_heads.len() + 2 * kv_heads.len()) * config.head_dim)?,
             attended: activations(query_heads.len() * config.head_dim)?,
             gate_up: activations(2 * intermediate)?,
             activated: activations(intermediate)?,
             normed: activations(hidden)?,
-            exchange: ExchangeBuffers::new(&*ops, max_rows * hidden, ranks)?,
+            sums: SumBuffers::new(&*ops, max_rows * hidden, ranks)?,
         };
         let head = |weight, vocab| VocabularyHead::load(&*ops, shard, weight, vocab, max_rows);
         Ok(Self {
@@ -191,57 +221,44 @@ impl<O: TransformerOps> Backbone<O> {
         let config = &self.config;
         let collective = &mut *self.collective;
         let s = &mut self.scratch;
-        let (n, eps) = (rows.len(), config.rms_norm_eps);
+        let n = rows.len();
         let mut observe = |stage, h: &O::Buffer| match &mut observer {
             Some(observer) => ops.read(h, n * config.hidden).map(|h| observer(stage, h)),
             None => Ok(()),
         };
 
-        self.embedding.forward(ops, rows, &mut s.h)?;
-        observe(Stage::Embedding, &s.h)?;
-        let mut multimodal_only = false;
+        self.embedding.forward(ops, rows, &mut s.stream.h)?;
+        observe(Stage::Embedding, &s.stream.h)?;
+        let norm = Some(&self.layers[0].input_norm);
+        ops.residual(None, s.stream.residual(rows, false, norm))?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let pending = (index > 0).then_some((&s.delta, multimodal_only));
-            ops.residual_rms_norm(&mut s.h, pending, rows, &layer.input_norm, eps, &mut s.x)?;
-            if index > 0 {
-                observe(Stage::Layer(index - 1), &s.h)?;
-            }
-            multimodal_only = layer.multimodal_only;
-
+            let multimodal_only = layer.multimodal_only;
             if !self.query_heads.is_empty() {
                 let heads = self.query_heads.len();
-                layer.qkv.forward(ops, &s.x, n, &mut s.qkv)?;
+                layer.qkv.forward(ops, &s.stream.x, n, &mut s.qkv)?;
                 ops.rope_append(&mut s.qkv, heads, rows, config.rope_theta, index, kv)?;
                 let window = config.sliding_window;
                 let map = &self.kv_head_of;
                 let ahead = layer.gate_up.weight();
                 ops.attention(&s.qkv, rows, map, window, index, kv, ahead, &mut s.attended)?;
             }
-            layer.o.forward(
-                ops,
-                collective,
-                &mut s.exchange,
-                &s.attended,
-                n,
-                &mut s.delta,
-            )?;
+            let norm = Some(&layer.post_norm);
+            let to = s.stream.residual(rows, multimodal_only, norm);
+            layer
+                .o
+                .forward(ops, collective, &mut s.sums, &s.attended, to)?;
 
-            let pending = Some((&s.delta, multimodal_only));
-            ops.residual_rms_norm(&mut s.h, pending, rows, &layer.post_norm, eps, &mut s.x)?;
             layer
                 .gate_up
-                .forward(ops, &s.x, n, &mut s.gate_up, &mut s.activated)?;
-            layer.down.forward(
-                ops,
-                collective,
-                &mut s.exchange,
-                &s.activated,
-                n,
-                &mut s.delta,
-            )?;
+                .forward(ops, &s.stream.x, n, &mut s.gate_up, &mut s.activated)?;
+            let norm = self.layers.get(index + 1).map(|next| &next.input_norm);
+            let to = s.stream.residual(rows, multimodal_only, norm);
+            layer
+                .down
+                .forward(ops, collective, &mut s.sums, &s.activated, to)?;
+            observe(Stage::Layer(index), &s.stream.h)?;
         }
-        ops.residual(&mut s.h, &s.delta, rows, config.hidden, multimodal_only)?;
-        observe(Stage::Layer(config.layers - 1), &s.h)
+        Ok(())
     }
 
     /// Final-normed hidden states `[picked, hidden]` of the rows of the last step that are picked for
@@ -250,7 +267,7 @@ impl<O: TransformerOps> Backbone<O> {
         let (s, weights) = (&mut self.scratch, (&self.text_norm, &self.image_norm));
         let eps = self.config.rms_norm_eps;
         self.ops
-            .final_norm(&s.h, weights, rows, mode, eps, &mut s.normed)?;
+            .final_norm(&s.stream.h, weights, rows, mode, eps, &mut s.normed)?;
         Ok(&s.normed)
     }
 

@@ -8,9 +8,11 @@ pub mod cpu;
 pub mod cuda;
 
 mod image;
+mod residual;
 mod transformer;
 
 pub use image::{Activation, AttentionShape, ConvShape, ImageOps, Norm};
+pub use residual::{Residual, RmsNorm};
 use transformer::column_parts;
 pub use transformer::{
     ByMode, KvLayout, RowDraw, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Device, MatrixPart};
+use super::{Device, MatrixPart, Residual};
 use crate::{
     Result,
     parallel::{Collective, Meeting},
@@ -264,27 +264,11 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// `h[r] += delta[r]` (of multimodal rows only, if so flagged; nothing if `delta` is `None`), then
-    /// `out = rms_norm(h) · weight`.
-    fn residual_rms_norm(
-        &self,
-        h: &mut Self::Buffer,
-        delta: Option<(&Self::Buffer, bool)>,
-        rows: &Self::Rows,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Buffer,
-    ) -> Result<()>;
-
-    /// `h[r] += delta[r]`, of multimodal rows only if `multimodal_only`.
-    fn residual(
-        &self,
-        h: &mut Self::Buffer,
-        delta: &Self::Buffer,
-        rows: &Self::Rows,
-        width: usize,
-        multimodal_only: bool,
-    ) -> Result<()>;
+    /// `h[r] += delta[r]` (of multimodal rows only, if so flagged; nothing if `delta` is `None`), then, if there is a norm,
+    /// `out[r] = weight · h[r] / sqrt(mean(h[r]²) + eps)`. A device may leave the division to whoever reads `out`.
+    fn residual(&self, delta: Option<&Self::Buffer>, to: Residual<'_, Self>) -> Result<()>
+    where
+        Self: Sized;
 
     /// Rotates (half-split) the queries and keys of `qkv` `[rows, (heads + 2·kv_heads)·d]` in place
     /// by each row's position and stores keys and values into layer `layer` of the cache.

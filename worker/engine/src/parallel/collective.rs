@@ -5,8 +5,16 @@ use std::time::Duration;
 use super::Abort;
 use crate::{
     Error, Result,
-    ops::{Device, TransformerOps},
+    ops::{Device, Residual, StepRows, TransformerOps},
 };
+
+/// Where sums over ranks are made that are too many to be made at once.
+pub struct SumRoom<D: Device> {
+    /// The values of all ranks `[ranks, len]`.
+    pub all: D::Buffer,
+    /// Their sum `[len]`.
+    pub sum: D::Buffer,
+}
 
 /// The exchange between the ranks of a group. All ranks make the same calls in the same order.
 pub trait Collective<D: Device>: Send {
@@ -43,6 +51,25 @@ pub trait Collective<D: Device>: Send {
     {
         self.gather(device, mine, len, all)?;
         device.tree_sum(all, self.size(), len, out)
+    }
+
+    /// [`Collective::sum`], added to a residual stream ([`TransformerOps::residual`]).
+    ///
+    /// # Errors
+    /// As [`Collective::gather`].
+    fn sum_into(
+        &mut self,
+        device: &D,
+        mine: &D::Buffer,
+        room: &mut SumRoom<D>,
+        to: Residual<'_, D>,
+    ) -> Result<()>
+    where
+        D: TransformerOps,
+    {
+        let len = to.rows.len() * to.width;
+        self.sum(device, mine, len, &mut room.all, &mut room.sum)?;
+        device.residual(Some(&room.sum), to)
     }
 
     /// Whether values meet on the devices, in the order of their other operations, so that a device

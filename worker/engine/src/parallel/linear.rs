@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::Collective;
+use super::{Collective, collective::SumRoom};
 use crate::{
     Result,
     checkpoint::HostTensor,
-    ops::{Device, MatrixPart, TransformerOps},
+    ops::{Device, MatrixPart, Residual, StepRows, TransformerOps},
 };
 
 /// A linear layer whose outputs are split: each rank holds some rows of the weight and makes its
@@ -159,27 +159,29 @@ pub struct RowParallel<D: Device> {
     weight: Option<D::Matrix>,
     /// Column ranges of this rank's chunks, counted from its first column.
     chunks: Vec<Range<usize>>,
-    width: usize,
 }
 
-/// Buffers of the exchange, shared by all row-parallel layers of a model.
-pub struct ExchangeBuffers<D: Device> {
+/// Buffers of sums, shared by all row-parallel layers of a model.
+pub struct SumBuffers<D: Device> {
     /// This rank's sums `[rows, width]`.
     partial: D::Buffer,
-    /// Those of all ranks `[ranks, rows, width]`.
-    all: D::Buffer,
+    /// Those of all ranks.
+    room: SumRoom<D>,
     /// What a rank without inputs adds.
     zeros: D::Buffer,
 }
 
-impl<D: Device> ExchangeBuffers<D> {
+impl<D: Device> SumBuffers<D> {
     /// Room for `values` values from each of `ranks` ranks.
     pub fn new(device: &D, values: usize, ranks: usize) -> Result<Self> {
         // A rank alone exchanges nothing.
         let shared = |len| device.buffer(if ranks == 1 { 1 } else { len });
         Ok(Self {
-            partial: shared(values)?,
-            all: shared(ranks * values)?,
+            partial: device.buffer(values)?,
+            room: SumRoom {
+                all: shared(ranks * values)?,
+                sum: shared(values)?,
+            },
             zeros: shared(values)?,
         })
     }
@@ -190,7 +192,6 @@ impl<D: TransformerOps> RowParallel<D> {
     pub fn load(device: &D, weight: HostTensor, chunks: &[Range<usize>]) -> Result<Self> {
         let first = chunks.first().map_or(0, |chunk| chunk.start);
         let last = chunks.last().map_or(first, |chunk| chunk.end);
-        let width = weight.shape()[0];
         let part = MatrixPart {
             cols: first..last,
             ..MatrixPart::whole(weight)
@@ -204,38 +205,33 @@ impl<D: TransformerOps> RowParallel<D> {
         } else {
             Some(device.matrix_in_chunks(std::slice::from_ref(&part), &chunks)?)
         };
-        Ok(Self {
-            weight,
-            chunks,
-            width,
-        })
+        Ok(Self { weight, chunks })
     }
 
-    /// `out` `[rows, width]` from this rank's columns of `x`, the same on every rank.
+    /// Adds the product with this rank's columns of `x` to a residual stream, the same on every rank.
     pub fn forward(
         &self,
         device: &D,
         collective: &mut dyn Collective<D>,
-        buffers: &mut ExchangeBuffers<D>,
+        buffers: &mut SumBuffers<D>,
         x: &D::Buffer,
-        rows: usize,
-        out: &mut D::Buffer,
+        to: Residual<'_, D>,
     ) -> Result<()> {
-        let ranks = collective.size();
-        let ExchangeBuffers {
+        let SumBuffers {
             partial,
-            all,
+            room,
             zeros,
         } = buffers;
-        let mine = match (&self.weight, ranks) {
-            (Some(weight), 1) => return device.linear_chunked(x, rows, weight, &self.chunks, out),
-            (Some(weight), _) => {
-                device.linear_chunked(x, rows, weight, &self.chunks, partial)?;
+        let mine = match &self.weight {
+            Some(weight) => {
+                device.linear_chunked(x, to.rows.len(), weight, &self.chunks, partial)?;
                 partial
             }
-            (None, _) => zeros,
+            None => zeros,
         };
-        let len = rows * self.width;
-        collective.sum(device, mine, len, all, out)
+        match collective.size() {
+            1 => device.residual(Some(mine), to),
+            _ => collective.sum_into(device, mine, room, to),
+        }
     }
 }

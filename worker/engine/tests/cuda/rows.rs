@@ -1,11 +1,37 @@
 //! Embedding, norms and silu·mul against the CPU's.
 
 use xomni_engine::{
-    ops::{MatrixPart, TransformerOps, VocabularyPart, cpu::Cpu, cuda::Precision},
+    ops::{
+        MatrixPart, Residual, RmsNorm, TransformerOps, VocabularyPart, cpu::Cpu, cuda::Precision,
+    },
     schedule::Mode,
 };
 
 use crate::support::*;
+
+fn stream<'a, O: TransformerOps>(
+    h: &'a mut O::Buffer,
+    rows: &'a O::Rows,
+    width: usize,
+    multimodal_only: bool,
+    norm: Option<RmsNorm<'a, O>>,
+) -> Residual<'a, O> {
+    Residual {
+        h,
+        rows,
+        width,
+        multimodal_only,
+        norm,
+    }
+}
+
+fn norm<'a, O: TransformerOps>(
+    weight: &'a O::Vector,
+    out: &'a mut O::Buffer,
+) -> Option<RmsNorm<'a, O>> {
+    let eps = 1e-6;
+    Some(RmsNorm { weight, eps, out })
+}
 
 /// Everything that the small operations make of some rows.
 fn small_operations<O: TransformerOps>(ops: &O, count: u32, width: usize) -> Vec<Vec<f32>> {
@@ -46,12 +72,14 @@ fn small_operations<O: TransformerOps>(ops: &O, count: u32, width: usize) -> Vec
     ops.run(&mut rows, false, &mut |rows| {
         ops.embed(&table, &part, rows, &mut h)?;
         results.push(ops.read(&h, used)?);
-        ops.residual_rms_norm(&mut h, Some((&delta, true)), rows, &a, 1e-6, &mut out)?;
+        let norm = self::norm(&a, &mut out);
+        ops.residual(Some(&delta), stream(&mut h, rows, width, true, norm))?;
         results.push(ops.read(&h, used)?);
         results.push(ops.read(&out, used)?);
-        ops.residual_rms_norm(&mut h, None, rows, &b, 1e-6, &mut out)?;
+        let norm = self::norm(&b, &mut out);
+        ops.residual(None, stream(&mut h, rows, width, false, norm))?;
         results.push(ops.read(&out, used)?);
-        ops.residual(&mut h, &delta, rows, width, false)?;
+        ops.residual(Some(&delta), stream(&mut h, rows, width, false, None))?;
         results.push(ops.read(&h, used)?);
         ops.final_norm(&h, (&a, &b), rows, Mode::Image, 1e-6, &mut out)?;
         results.push(ops.read(&out, picked * width)?);

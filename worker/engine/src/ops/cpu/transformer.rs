@@ -14,8 +14,8 @@ use super::{
 use crate::{
     Result,
     ops::{
-        Device, KvLayout, MatrixPart, Norm, StepLimits, StepPlan, StepRows, StepWork,
-        TransformerOps, VocabularyPart, column_parts,
+        Device, KvLayout, MatrixPart, Norm, Residual, RmsNorm, StepLimits, StepPlan, StepRows,
+        StepWork, TransformerOps, VocabularyPart, column_parts,
     },
     sampling::Drawn,
     schedule::Mode,
@@ -182,21 +182,25 @@ impl TransformerOps for Cpu {
         self.rms_norm_select(&selected, weights, &multimodal, eps, out)
     }
 
-    fn residual_rms_norm(
-        &self,
-        h: &mut Buffer,
-        delta: Option<(&Buffer, bool)>,
-        rows: &Rows,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let (rows_of, rows, width) = (rows, rows.len(), weight.len());
-        need("residual_rms_norm", "h", h.0.len(), rows * width)?;
-        need("residual_rms_norm", "out", out.0.len(), rows * width)?;
-        if let Some((delta, multimodal_only)) = delta {
-            self.residual(h, delta, rows_of, width, multimodal_only)?;
+    fn residual(&self, delta: Option<&Buffer>, to: Residual<'_, Self>) -> Result<()> {
+        let Residual {
+            h,
+            rows,
+            width,
+            multimodal_only,
+            norm,
+        } = to;
+        let (batch, rows) = (&rows.batch, rows.len());
+        need("residual", "h", h.0.len(), rows * width)?;
+        if let Some(delta) = delta {
+            let update = multimodal_only.then_some(&batch.multimodal[..]);
+            self.add_rows(h, delta, rows, width, update)?;
         }
+        let Some(RmsNorm { weight, eps, out }) = norm else {
+            return Ok(());
+        };
+        need("residual", "weight", weight.len(), width)?;
+        need("residual", "out", out.0.len(), rows * width)?;
         let affine = |_| Affine {
             weight: Some(weight),
             ..Affine::default()
@@ -211,18 +215,6 @@ impl TransformerOps for Cpu {
             &mut out.0[..rows * width],
         );
         Ok(())
-    }
-
-    fn residual(
-        &self,
-        h: &mut Buffer,
-        delta: &Buffer,
-        rows: &Rows,
-        width: usize,
-        multimodal_only: bool,
-    ) -> Result<()> {
-        let update = multimodal_only.then_some(&rows.batch.multimodal[..]);
-        self.add_rows(h, delta, rows.len(), width, update)
     }
 
     fn rope_append(

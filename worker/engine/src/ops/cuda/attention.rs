@@ -160,6 +160,7 @@ impl Cuda {
         want(op, "qkv", qkv, Element::F32, rows.len() * width)?;
         want(op, "out", out, kv.element, rows.len() * heads * head_dim)?;
         kv.check(op, layer, rows)?;
+        out.hold_values();
         // The work list was made for the window of the limits.
         if window != rows.limits().window || window == Some(0) {
             return Err(mismatch(op, format!("window {window:?}")));

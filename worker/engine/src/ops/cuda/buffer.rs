@@ -35,6 +35,8 @@ pub struct Buffer {
     pub(super) element: Element,
     /// Where the values are, if they are not in `memory` yet.
     pub(super) pending: Option<Pending>,
+    /// What rows are yet to be multiplied by.
+    pub(super) scales: RowScales,
     /// Room for planes. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
     rooms: Vec<Memory>,
 }
@@ -63,6 +65,8 @@ pub(super) struct Sums {
 mod layouts {
     // SAFETY: fields and order are those of the kernels' struct.
     unsafe impl super::Argument for super::Sums {}
+    // SAFETY: as above.
+    unsafe impl super::Argument for super::RowScales {}
 }
 
 impl Sums {
@@ -83,6 +87,26 @@ impl Sums {
     }
 }
 
+/// `struct RowScales` of `kernels/common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct RowScales {
+    pub squares: u64,
+    pub rows: i32,
+    pub width: i32,
+    pub eps: f32,
+}
+
+impl RowScales {
+    /// Values are as they should be.
+    pub(super) const NONE: Self = Self {
+        squares: 0,
+        rows: 0,
+        width: 0,
+        eps: 0.0,
+    };
+}
+
 impl Buffer {
     /// `len` zeros.
     pub(super) fn new(cuda: &Cuda, len: usize, element: Element) -> Result<Self> {
@@ -93,11 +117,12 @@ impl Buffer {
             len,
             element,
             pending: None,
+            scales: RowScales::NONE,
             rooms: Vec::new(),
         })
     }
 
-    /// Room for `bytes` of planes.
+    /// Room for `bytes` of planes, or of what scales rows.
     pub(super) fn planes(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
         if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
             return Ok(room.address());
@@ -106,6 +131,12 @@ impl Buffer {
         let address = room.address();
         self.rooms.push(room);
         Ok(address)
+    }
+
+    /// Values are about to be written where they belong.
+    pub(super) fn hold_values(&mut self) {
+        self.pending = None;
+        self.scales = RowScales::NONE;
     }
 
     /// Where the values are, if nothing has to be added to them.

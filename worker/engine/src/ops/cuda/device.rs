@@ -47,8 +47,9 @@ impl Device for Cuda {
             return Ok(values);
         }
         let wide = self.buffer(len)?;
-        let arguments: [&dyn Argument; 3] = [
+        let arguments: [&dyn Argument; 4] = [
             &buffer.memory.address(),
+            &buffer.scales,
             &wide.memory.address(),
             &(len as i32),
         ];
@@ -66,7 +67,7 @@ impl Device for Cuda {
 
     fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<()> {
         need("write", "buffer", buffer.len, values.len())?;
-        buffer.pending = None;
+        buffer.hold_values();
         if buffer.element == Element::F32 {
             return self.stream.upload(values, &buffer.memory, 0);
         }
@@ -104,6 +105,9 @@ impl Device for Cuda {
         self.settle(src)?;
         self.settle(dst)?;
         dst.pending = None;
+        if src.scales != dst.scales {
+            return Err(mismatch("copy_rows", "rows of two scales".into()));
+        }
         let bytes = |values: usize| values * src.element.size();
         self.stream.copy(
             &src.memory,

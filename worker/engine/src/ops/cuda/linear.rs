@@ -4,7 +4,7 @@
 use cudarc::driver::sys::CUdeviceptr;
 
 use super::{
-    Buffer, Cuda, Element, Pending, Vector,
+    Buffer, Cuda, Element, Pending, RowScales, Vector,
     chunks::ChunkTable,
     kernels::Argument,
     matrix::{Matrix, Packing},
@@ -84,12 +84,15 @@ impl Cuda {
         if w.is_gated() {
             return Err(mismatch("linear", "the weight is gated".into()));
         }
-        out.pending = None;
+        out.hold_values();
         if rows == 0 {
             return Ok(());
         }
         if let Packing::Tiles { .. } = w.packing() {
             return self.sum_tiles(x, rows, w, bias, out);
+        }
+        if x.scales != RowScales::NONE {
+            return Err(mismatch("linear", "rows of x are yet to be scaled".into()));
         }
         let mut product = Product {
             w: w.address(),

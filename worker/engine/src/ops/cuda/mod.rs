@@ -19,6 +19,7 @@ mod nccl;
 mod peer;
 mod plan;
 mod product;
+mod residual;
 mod sample;
 mod step;
 mod table;
@@ -43,7 +44,7 @@ pub use nccl::forbid_multicast;
 pub use step::Rows;
 pub use table::Table;
 
-use buffer::{Element, Pending, Sums, want};
+use buffer::{Element, Pending, RowScales, Sums, want};
 use driver::{Context, Event, Memory, Stream};
 use kernels::{Argument, Kernels};
 use upload::Uploader;
@@ -60,7 +61,7 @@ pub enum Precision {
 }
 
 /// Changes whenever a kernel's results may.
-const KERNELS_VERSION: u32 = 2;
+const KERNELS_VERSION: u32 = 3;
 
 /// One GPU.
 #[derive(Debug)]

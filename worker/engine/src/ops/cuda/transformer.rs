@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::atomic::Ordering};
 
 use super::{
-    Buffer, Cuda, Element, Kv, Matrix, Rows, Sums, Table, Vector,
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Table, Vector,
     kernels::Argument,
     mismatch,
     nccl::NcclCollective,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Result,
     ops::{
-        KvLayout, MatrixPart, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
+        KvLayout, MatrixPart, Residual, StepLimits, StepPlan, StepRows, StepWork, TransformerOps,
         VocabularyPart,
     },
     parallel::{Collective, Meeting},
@@ -22,9 +22,8 @@ use crate::{
     schedule::Mode,
 };
 
-/// Threads of a norm's block, and of one that takes four columns at a time.
+/// Threads of a norm's block.
 const NORM_THREADS: usize = 512;
-const WIDE_NORM_THREADS: usize = 896;
 
 /// `struct Vocabulary` of `kernels/step.cu`.
 #[repr(C)]
@@ -39,49 +38,6 @@ struct Vocabulary {
 mod layouts {
     // SAFETY: fields and order are those of the kernels' structs.
     unsafe impl super::Argument for super::Vocabulary {}
-}
-
-impl Cuda {
-    #[expect(clippy::too_many_arguments, reason = "a norm with its addition")]
-    fn residual_norm(
-        &self,
-        h: &Buffer,
-        delta: Option<(&Buffer, bool)>,
-        rows: &Rows,
-        weight: u64,
-        eps: f32,
-        width: usize,
-        out: Option<&Buffer>,
-    ) -> Result<()> {
-        let (op, len) = ("residual_rms_norm", rows.len() * width);
-        want(op, "h", h, Element::F32, len)?;
-        if let Some((delta, _)) = delta {
-            want(op, "delta", delta, Element::F32, len)?;
-        }
-        let suffix = match out {
-            Some(out) => {
-                need(op, "out", out.len, len)?;
-                out.element.suffix()
-            }
-            None => Element::F32.suffix(),
-        };
-        let arguments: [&dyn Argument; 8] = [
-            &rows.argument(),
-            &h.memory.address(),
-            &delta.map_or(Sums::NONE, |(delta, _)| delta.sums()),
-            &i32::from(delta.is_some_and(|(_, multimodal_only)| multimodal_only)),
-            &weight,
-            &eps,
-            &(width as i32),
-            &out.map_or(0, |out| out.memory.address()),
-        ];
-        let (kind, threads) = match width.is_multiple_of(4) && out.is_some() {
-            true => ("_wide", WIDE_NORM_THREADS),
-            false => ("", NORM_THREADS),
-        };
-        let name = format!("residual_norm{kind}_{suffix}");
-        self.launch(&name, [rows.len(), 1, 1], [threads, 1], 0, true, &arguments)
-    }
 }
 
 impl TransformerOps for Cuda {
@@ -180,6 +136,7 @@ impl TransformerOps for Cuda {
         let (op, width, picked) = ("final_norm", weights.0.len, rows.picked(mode));
         want(op, "h", h, Element::F32, rows.len() * width)?;
         need(op, "out", out.len, picked * width)?;
+        out.hold_values();
         need(op, "second weight", weights.1.len, width)?;
         let arguments: [&dyn Argument; 8] = [
             &rows.argument(),
@@ -202,28 +159,8 @@ impl TransformerOps for Cuda {
         )
     }
 
-    fn residual_rms_norm(
-        &self,
-        h: &mut Buffer,
-        delta: Option<(&Buffer, bool)>,
-        rows: &Rows,
-        weight: &Vector,
-        eps: f32,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let (address, width) = (weight.memory.address(), weight.len);
-        self.residual_norm(h, delta, rows, address, eps, width, Some(out))
-    }
-
-    fn residual(
-        &self,
-        h: &mut Buffer,
-        delta: &Buffer,
-        rows: &Rows,
-        width: usize,
-        multimodal_only: bool,
-    ) -> Result<()> {
-        self.residual_norm(h, Some((delta, multimodal_only)), rows, 0, 0.0, width, None)
+    fn residual(&self, delta: Option<&Buffer>, to: Residual<'_, Self>) -> Result<()> {
+        self.add(delta, to)
     }
 
     fn rope_append(
@@ -262,6 +199,7 @@ impl TransformerOps for Cuda {
         let element = out.element;
         want("silu_mul", "gate_up", gate_up, element, 2 * rows * width)?;
         need("silu_mul", "out", out.len, rows * width)?;
+        out.hold_values();
         let arguments: [&dyn Argument; 4] = [
             &gate_up.memory.address(),
             &(rows as i32),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::{Activation, ImageOps, Norm};
+use crate::ops::{Activation, ImageOps, Norm, Residual, RmsNorm};
 
 fn norm64(norm: Norm, x: &[f32], eps: f64) -> Vec<f64> {
     let x = widen(x);
@@ -68,13 +68,30 @@ fn norms_of_the_backbone() {
         let mut out = cpu.buffer(rows * width).unwrap();
         let mut h = cpu.upload(&x).unwrap();
         let delta = cpu.upload(&delta).unwrap();
-        cpu.residual_rms_norm(&mut h, Some((&delta, true)), &batch, &a, 1e-6, &mut out)
-            .unwrap();
+        let to = Residual {
+            h: &mut h,
+            rows: &batch,
+            width,
+            multimodal_only: true,
+            norm: Some(RmsNorm {
+                weight: &a,
+                eps: 1e-6,
+                out: &mut out,
+            }),
+        };
+        cpu.residual(Some(&delta), to).unwrap();
         let mut all = cpu.download(&out).unwrap();
         cpu.rms_norm_select(&h, (&a, &b), &select, 1e-6, &mut out)
             .unwrap();
         all.extend(cpu.download(&out).unwrap());
-        cpu.residual(&mut h, &delta, &batch, width, false).unwrap();
+        let to = Residual {
+            h: &mut h,
+            rows: &batch,
+            width,
+            multimodal_only: false,
+            norm: None,
+        };
+        cpu.residual(Some(&delta), to).unwrap();
         all.extend(cpu.download(&h).unwrap());
         all
     });

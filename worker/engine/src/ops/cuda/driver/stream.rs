@@ -249,6 +249,15 @@ impl Stream {
         })
     }
 
+    /// Fills memory of whole words with `word`.
+    pub(in crate::ops::cuda) fn fill(&self, memory: &Memory, word: u32) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the memory has that many words.
+        check("filling memory", unsafe {
+            sys::cuMemsetD32Async(memory.address, word, memory.bytes / 4, self.stream).result()
+        })
+    }
+
     /// Copies host values to `to`, `offset` bytes on. The values can be dropped at once: the driver copies what is
     /// not pinned before it returns, and pinned values are waited for by their owner.
     pub(in crate::ops::cuda) fn upload<T: Copy>(

@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use super::BLOCKS;
 use crate::{
     Result,
     ops::cuda::{
@@ -26,6 +25,9 @@ const ROOMS: usize = 5;
 pub(super) const FIRST_GATHERED: usize = 2;
 pub(super) const SPARE: usize = ROOMS - 1;
 
+/// The word of a place that nobody has written to: `EMPTY` of `kernels/exchange.cu`.
+const EMPTY: u32 = (-0.0f32).to_bits();
+
 /// All inboxes of this process.
 static ALL: Mutex<Vec<Weak<Inbox>>> = Mutex::new(Vec::new());
 /// Tells processes apart, also those of other machines.
@@ -36,9 +38,7 @@ static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std
 pub(super) struct Inbox {
     pub context: Arc<Context>,
     /// `[ROOMS, ranks, ROOM]` values.
-    pub rooms: Memory,
-    /// `[ranks, BLOCKS]` turns that have come, then `[BLOCKS]` that have ended.
-    pub turns: Memory,
+    rooms: Memory,
     /// One word, not zero once kernels of its rank are not to wait any more.
     pub stop: Pinned,
     stopped: AtomicBool,
@@ -52,7 +52,6 @@ impl Inbox {
     /// # Errors
     /// [`crate::Error::Capacity`] if there is no memory for it.
     pub(super) fn new(cuda: &Cuda, ranks: usize) -> Result<Arc<Self>> {
-        let memory = |words: usize| Memory::new(&cuda.context, words * 4, "the exchange");
         let mut all = lock(&ALL);
         all.retain(|inbox| inbox.strong_count() > 0);
         let taken = |id: &u32| {
@@ -62,8 +61,7 @@ impl Inbox {
         let id = (0..).find(|id| !taken(id)).unwrap_or_default();
         let inbox = Arc::new(Self {
             context: cuda.context.clone(),
-            rooms: memory(ROOMS * ranks * ROOM)?,
-            turns: memory((ranks + 1) * BLOCKS)?,
+            rooms: Memory::new(&cuda.context, ROOMS * ranks * ROOM * 4, "the exchange")?,
             stop: Pinned::new(&cuda.context, 1)?,
             stopped: AtomicBool::default(),
             id,
@@ -71,7 +69,7 @@ impl Inbox {
         });
         all.push(Arc::downgrade(&inbox));
         drop(all);
-        cuda.stream.zero(&inbox.turns)?;
+        cuda.stream.fill(&inbox.rooms, EMPTY)?;
         cuda.stream.wait()?;
         Ok(inbox)
     }
@@ -99,9 +97,9 @@ impl Inbox {
             .find(|inbox| inbox.id == id)
     }
 
-    /// Values into `rooms` where room `room` begins.
-    pub(super) fn room(&self, room: usize) -> usize {
-        room * self.ranks * ROOM
+    /// Where room `room` begins.
+    pub(super) fn room(&self, room: usize) -> u64 {
+        self.rooms.address() + (room * self.ranks * ROOM * 4) as u64
     }
 }
 

@@ -1,36 +1,36 @@
 //! The exchange between GPUs of one process that reach each other's memory: one kernel, which also adds up the planes of
-//! what it sends. Ranks that shared a GPU would keep each other from running while they wait.
-//!
-//! Values lie where a rank receives them until the exchange after the next; who reads them adds them up.
+//! what it sends, and makes of what comes whatever is made of it. Ranks that shared a GPU would keep each other from running
+//! while they wait.
 
 mod inbox;
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use inbox::{FIRST_GATHERED, Inbox, ROOM, SPARE, process};
 
-use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, wait, want};
+use super::{
+    Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, residual, wait, want,
+};
 use crate::{
     Result,
-    ops::Device,
-    parallel::{Collective, Meeting, abort::ended},
+    ops::{Device, Residual, StepRows},
+    parallel::{Collective, Meeting, SumRoom, abort::ended},
 };
 
 /// As `kernels/exchange.cu` has them.
 const RANKS: usize = 8;
-const BLOCKS: usize = 64;
 const THREADS: usize = 256;
+/// Blocks at most, so that what follows is set up beside them.
+const BLOCKS: usize = 128;
 
 /// `struct Exchange` of `kernels/exchange.cu`.
 #[repr(C)]
 struct Exchange {
     mine: Sums,
     rooms: [u64; RANKS],
-    arrived: [u64; RANKS],
-    turns: u64,
     stop: u64,
     len: usize,
     rank: i32,
@@ -117,30 +117,40 @@ impl PeerCollective {
         }
     }
 
-    /// Brings `len` values of every rank to room `room` and returns where it is: `[ranks, len]`.
-    fn exchange(&self, cuda: &Cuda, mine: Sums, len: usize, room: usize) -> Result<u64> {
-        let own = &self.inboxes[self.rank];
+    /// What a kernel has to know to exchange `len` values through room `room`.
+    fn exchange(&self, mine: Sums, len: usize, room: usize) -> Exchange {
         let mut exchange = Exchange {
             mine,
             rooms: [0; RANKS],
-            arrived: [0; RANKS],
-            turns: own.turns.address() + (self.inboxes.len() * BLOCKS * 4) as u64,
-            stop: own.stop.address(),
+            stop: self.inboxes[self.rank].stop.address(),
             len,
             rank: self.rank as i32,
             ranks: self.inboxes.len() as i32,
         };
-        for (rank, inbox) in self.inboxes.iter().enumerate() {
-            exchange.rooms[rank] = inbox.rooms.address() + 4 * inbox.room(room) as u64;
-            exchange.arrived[rank] = inbox.turns.address();
+        for (to, inbox) in exchange.rooms.iter_mut().zip(&self.inboxes) {
+            *to = inbox.room(room);
         }
-        let (name, values) = match len.is_multiple_of(4) {
-            true => ("exchange_f32x4", 4),
-            false => ("exchange_f32", 1),
+        exchange
+    }
+
+    /// Exchanges `len` values, of which `kind` makes what is at `out`; the values of a rank are `stride` apart there.
+    fn run(
+        &self,
+        cuda: &Cuda,
+        kind: &str,
+        exchange: &Exchange,
+        out: u64,
+        stride: usize,
+    ) -> Result<()> {
+        let even = [exchange.len, stride, out as usize / 4];
+        let (suffix, values) = match even.iter().all(|of| of.is_multiple_of(4)) {
+            true => ("f32x4", 4),
+            false => ("f32", 1),
         };
-        let blocks = (len / values).div_ceil(THREADS).clamp(1, BLOCKS);
-        cuda.launch(name, [blocks, 1, 1], [THREADS, 1], 0, true, &[&exchange])?;
-        Ok(exchange.rooms[self.rank])
+        let name = format!("exchange_{kind}_{}_{suffix}", exchange.ranks);
+        let blocks = (exchange.len / values).div_ceil(THREADS).clamp(1, BLOCKS);
+        let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
+        cuda.launch(&name, grid, block, 0, true, &[exchange, &out, &stride])
     }
 
     /// What a rank sends: planes that lie `len` values apart, if nothing else is to be added.
@@ -171,33 +181,18 @@ impl PeerCollective {
         Ok(room)
     }
 
-    /// Gathers what no room holds, in pieces that each go to `room_of(piece)`.
-    fn gather_pieces(
-        &self,
-        cuda: &Cuda,
-        mine: &Buffer,
-        len: usize,
-        all: &mut Buffer,
-        room_of: impl Fn(usize) -> usize,
-    ) -> Result<()> {
-        want("gather", "all", all, Element::F32, self.size() * len)?;
-        cuda.settle(mine)?;
-        all.pending = None;
-        let own = &self.inboxes[self.rank];
-        for (piece, first) in (0..len).step_by(ROOM).enumerate() {
-            let (part, room) = (ROOM.min(len - first), room_of(piece));
-            let address = mine.memory.address() + 4 * first as u64;
-            self.exchange(cuda, Sums::of(address), part, room)?;
-            for rank in 0..self.size() {
-                let (from, to) = (own.room(room) + rank * part, rank * len + first);
-                let stream = &cuda.stream;
-                stream.copy(&own.rooms, 4 * from, &all.memory, 4 * to, 4 * part)?;
-            }
-            // The next kernel waits for copies like for an exchange.
-            cuda.exchanged.store(true, Ordering::Relaxed);
-        }
-        Ok(())
+    /// The room of the next sum.
+    fn next_room(&mut self) -> usize {
+        self.sums += 1;
+        self.sums % 2
     }
+}
+
+/// The pieces of `len` values that a room holds: their first values and lengths.
+fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len)
+        .step_by(ROOM)
+        .map(move |first| (first, ROOM.min(len - first)))
 }
 
 impl Collective<Cuda> for PeerCollective {
@@ -208,17 +203,20 @@ impl Collective<Cuda> for PeerCollective {
     fn gather(&mut self, cuda: &Cuda, mine: &Buffer, len: usize, all: &mut Buffer) -> Result<()> {
         want("gather", "mine", mine, Element::F32, len)?;
         want("gather", "all", all, Element::F32, self.size() * len)?;
-        let own = self.room_of(all)?;
+        let rooms = [self.room_of(all)?, SPARE];
+        all.hold_values();
         if len > ROOM {
-            return self.gather_pieces(cuda, mine, len, all, |piece| [own, SPARE][piece % 2]);
+            cuda.settle(mine)?;
         }
-        all.pending = Some(Pending {
-            planes: self.exchange(cuda, Self::sent(cuda, mine, len)?, len, own)?,
-            bias: 0,
-            count: 1,
-            rows: self.size(),
-            width: len,
-        });
+        for (piece, (first, part)) in pieces(len).enumerate() {
+            let sent = match part == len {
+                true => Self::sent(cuda, mine, len)?,
+                false => Sums::of(mine.memory.address() + 4 * first as u64),
+            };
+            let exchange = self.exchange(sent, part, rooms[piece % 2]);
+            let out = all.memory.address() + 4 * first as u64;
+            self.run(cuda, "gather", &exchange, out, len)?;
+        }
         Ok(())
     }
 
@@ -227,26 +225,50 @@ impl Collective<Cuda> for PeerCollective {
         cuda: &Cuda,
         mine: &Buffer,
         len: usize,
-        all: &mut Buffer,
+        _: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
         want("sum", "mine", mine, Element::F32, len)?;
         want("sum", "out", out, Element::F32, len)?;
-        let first = self.sums;
+        out.hold_values();
         if len > ROOM {
-            self.sums += len.div_ceil(ROOM);
-            self.gather_pieces(cuda, mine, len, all, |piece| (first + piece) % 2)?;
-            return cuda.sum_parts(all, self.size(), len, out);
+            cuda.settle(mine)?;
         }
-        self.sums += 1;
-        out.pending = Some(Pending {
-            planes: self.exchange(cuda, Self::sent(cuda, mine, len)?, len, first % 2)?,
-            bias: 0,
-            count: self.size(),
-            rows: 1,
-            width: len,
-        });
+        for (first, part) in pieces(len) {
+            let sent = match part == len {
+                true => Self::sent(cuda, mine, len)?,
+                false => Sums::of(mine.memory.address() + 4 * first as u64),
+            };
+            let room = self.next_room();
+            let exchange = self.exchange(sent, part, room);
+            let out = out.memory.address() + 4 * first as u64;
+            self.run(cuda, "sum", &exchange, out, 0)?;
+        }
         Ok(())
+    }
+
+    fn sum_into(
+        &mut self,
+        cuda: &Cuda,
+        mine: &Buffer,
+        room: &mut SumRoom<Cuda>,
+        mut to: Residual<'_, Cuda>,
+    ) -> Result<()> {
+        let len = to.rows.len() * to.width;
+        want("sum", "mine", mine, Element::F32, len)?;
+        if len <= ROOM
+            && let Some(segments) = cuda.segments(&mut to)?
+        {
+            let sent = Self::sent(cuda, mine, len)?;
+            let room = self.next_room();
+            let exchange = self.exchange(sent, len, room);
+            let name = format!("exchange_segments_{}", exchange.ranks);
+            let blocks = segments.units().div_ceil(residual::WARPS).min(BLOCKS);
+            let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
+            return cuda.launch(&name, grid, block, 0, true, &[&exchange, &segments]);
+        }
+        self.sum(cuda, mine, len, &mut room.all, &mut room.sum)?;
+        cuda.add(Some(&room.sum), to)
     }
 
     fn on_device(&self) -> bool {

@@ -1,0 +1,48 @@
+// The addition to the residual stream, and what the next product reads of it: a row's root-mean-square norm without its
+// scale, which that product applies to its sums (RowScales).
+//
+// Shapes: h [rows, width] f32; weight [width] f32; out [rows, width] bf16; squares [segments, rows] f32. A unit is a segment of
+// a row, four columns a lane; its squares are added by lane in ascending order, then lanes as a balanced binary tree. width is a
+// multiple of 4.
+#pragma once
+#include "common.cuh"
+
+struct Residual {
+    Rows rows;
+    float *h;
+    const float *weight;
+    bf16 *out; // or null: nothing but the addition
+    float *squares;
+    int count, width;
+    int image_only; // only multimodal rows are added to
+
+    __device__ int segments() const { return (width + SEGMENT - 1) / SEGMENT; }
+    __device__ int units() const { return count * segments(); }
+    // The lane's row and first column of a unit.
+    __device__ int row(int unit) const { return unit / segments(); }
+    __device__ int column(int unit) const { return unit % segments() * SEGMENT + threadIdx.x % 32 * 4; }
+    __device__ bool adds(int row) const { return !image_only || rows.multimodal(row); }
+
+    // By a warp: h += delta(at, column) where `added`, then out and squares.
+    template <typename Delta> __device__ void unit(int unit, bool added, Delta delta) const {
+        const int row = this->row(unit), column = this->column(unit);
+        const size_t at = (size_t)row * width + column;
+        float sum = 0.f;
+        if (column < width) {
+            float4 v = *reinterpret_cast<const float4 *>(h + at);
+            if (added && adds(row)) {
+                v = v + delta(at, column);
+                *reinterpret_cast<float4 *>(h + at) = v;
+            }
+            if (out) {
+                const float4 w = *reinterpret_cast<const float4 *>(weight + column);
+                *reinterpret_cast<uint2 *>(out + at) = make_uint2(pair(v.x * w.x, v.y * w.y), pair(v.z * w.z, v.w * w.w));
+                sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x)));
+            }
+        }
+        if (!out) return;
+#pragma unroll
+        for (int d = 16; d; d /= 2) sum += shuffled(sum, d);
+        if (threadIdx.x % 32 == 0) squares[unit % segments() * count + row] = sum;
+    }
+};

@@ -1,0 +1,140 @@
+//! The residual stream. Where products apply the scales of rows, a norm leaves them to the one that reads it.
+
+use super::{
+    Buffer, Cuda, Element, RowScales, Sums, kernels::Argument, mismatch, need, step::RowsArgument,
+    want,
+};
+use crate::{
+    Result,
+    ops::{Residual, RmsNorm, StepRows},
+};
+
+/// Threads of a row's block where a norm is made at once.
+const NORM_THREADS: usize = 512;
+/// Columns of a segment.
+const SEGMENT: usize = 128;
+/// Warps of a block that exchanges before it adds.
+pub(super) const WARPS: usize = 8;
+
+/// `struct Residual` of `kernels/residual.cuh`.
+#[repr(C)]
+pub(super) struct Segments {
+    rows: RowsArgument,
+    h: u64,
+    weight: u64,
+    out: u64,
+    squares: u64,
+    count: i32,
+    width: i32,
+    image_only: i32,
+}
+
+#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
+mod layouts {
+    // SAFETY: fields and order are those of the kernels' struct.
+    unsafe impl super::Argument for super::Segments {}
+}
+
+impl Segments {
+    /// How many there are.
+    pub(super) fn units(&self) -> usize {
+        self.count as usize * (self.width as usize).div_ceil(SEGMENT)
+    }
+}
+
+impl Cuda {
+    /// `to` by segments, if kernels can: the product that reads the norm scales its rows then.
+    pub(super) fn segments(&self, to: &mut Residual<'_, Self>) -> Result<Option<Segments>> {
+        let (count, width) = (to.rows.len(), to.width);
+        let tiled = self.hopper && self.element() == Element::Bf16;
+        if !tiled || !width.is_multiple_of(4) {
+            return Ok(None);
+        }
+        check(to)?;
+        let mut segments = Segments {
+            rows: to.rows.argument(),
+            h: to.h.memory.address(),
+            weight: 0,
+            out: 0,
+            squares: 0,
+            count: count as i32,
+            width: width as i32,
+            image_only: i32::from(to.multimodal_only),
+        };
+        if let Some(RmsNorm { weight, eps, out }) = &mut to.norm {
+            out.hold_values();
+            segments.squares = out.planes(self, segments.units() * 4)?;
+            segments.weight = weight.memory.address();
+            segments.out = out.memory.address();
+            out.scales = RowScales {
+                squares: segments.squares,
+                rows: count as i32,
+                width: width as i32,
+                eps: *eps,
+            };
+        }
+        Ok(Some(segments))
+    }
+
+    /// `h += delta`, and the norm, if there is one.
+    pub(super) fn add(&self, delta: Option<&Buffer>, mut to: Residual<'_, Self>) -> Result<()> {
+        let (count, width) = (to.rows.len(), to.width);
+        if let Some(delta) = delta {
+            want("residual", "delta", delta, Element::F32, count * width)?;
+        }
+        let sums = delta.map_or(Sums::NONE, Buffer::sums);
+        if let Some(segments) = self.segments(&mut to)? {
+            let warps = warps(segments.units() / self.multiprocessors);
+            let blocks = segments.units().div_ceil(warps).min(self.multiprocessors);
+            let (grid, block) = ([blocks, 1, 1], [32 * warps, 1]);
+            return self.launch(
+                "residual_segments",
+                grid,
+                block,
+                0,
+                true,
+                &[&segments, &sums],
+            );
+        }
+        check(&to)?;
+        let (weight, eps, out, suffix) = match &mut to.norm {
+            Some(RmsNorm { weight, eps, out }) => {
+                out.hold_values();
+                let suffix = out.element.suffix();
+                (weight.memory.address(), *eps, out.memory.address(), suffix)
+            }
+            None => (0, 0.0, 0, Element::F32.suffix()),
+        };
+        let arguments: [&dyn Argument; 8] = [
+            &to.rows.argument(),
+            &to.h.memory.address(),
+            &sums,
+            &i32::from(to.multimodal_only),
+            &weight,
+            &eps,
+            &(width as i32),
+            &out,
+        ];
+        let name = format!("residual_norm_{suffix}");
+        self.launch(&name, [count, 1, 1], [NORM_THREADS, 1], 0, true, &arguments)
+    }
+}
+
+/// Warps of a block of `residual_segments` that has `units` units: one each, as far as that goes.
+fn warps(units: usize) -> usize {
+    units.next_power_of_two().clamp(8, 32)
+}
+
+/// Refuses buffers that are too small.
+fn check(to: &Residual<'_, Cuda>) -> Result<()> {
+    let (op, len) = ("residual", to.rows.len() * to.width);
+    want(op, "h", to.h, Element::F32, len)?;
+    if to.h.pending.is_some() {
+        return Err(mismatch(op, "the stream is yet to be added up".into()));
+    }
+    let Some(norm) = &to.norm else {
+        return Ok(());
+    };
+    need(op, "weight", norm.weight.len, to.width)?;
+    need(op, "out", norm.out.len, len)
+}

@@ -28,13 +28,28 @@ use crate::{
 pub(crate) static TURN: Mutex<()> = Mutex::const_new(());
 const POLL: Duration = Duration::from_millis(10);
 
+/// Where the ranks of a group run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On the processor, a process each.
+    Cpu,
+    /// On the first GPU, all of them, a process each.
+    OneGpu,
+    /// On a GPU each, a process each.
+    Gpus,
+    /// On a GPU each, threads of one process.
+    GpusOfOneProcess,
+}
+
 /// What a cluster is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// Backbone groups.
     pub groups: usize,
-    /// Ranks of each, a process each.
+    /// Ranks of each.
     pub tp: usize,
+    /// Where they run.
+    pub place: Place,
     /// Decoders.
     pub decoders: usize,
     /// More arguments of each process of a group, its memory for keys and values among them.
@@ -46,15 +61,24 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// So many groups of so many ranks, and so many decoders, of X-Omni-nano.
+    /// So many groups of so many ranks, and so many decoders, of X-Omni-nano on the processor.
     pub const fn new(groups: usize, tp: usize, decoders: usize) -> Self {
         Self {
             groups,
             tp,
+            place: Place::Cpu,
             decoders,
             backbone: &["--kv-memory", "64"],
             coordinator: &[],
             fixture: Fixture::nano,
+        }
+    }
+
+    /// Ranks of each process of a group.
+    fn ranks(&self) -> usize {
+        match self.place {
+            Place::GpusOfOneProcess => self.tp,
+            Place::Cpu | Place::OneGpu | Place::Gpus => 1,
         }
     }
 }
@@ -101,7 +125,7 @@ impl Member {
 pub struct Cluster {
     /// Its etcd.
     pub etcd: Etcd,
-    /// Ranks by group.
+    /// Processes of ranks, by group.
     pub groups: Vec<Vec<Member>>,
     /// Decoders.
     pub decoders: Vec<Member>,
@@ -123,9 +147,10 @@ impl Cluster {
         let turn = TURN.lock().await;
         let etcd = Etcd::new();
         let folder = tempfile::tempdir().expect("folder for logs");
-        let rank = |group, rank| start_rank(&shape, &etcd, folder.path(), group, rank);
+        let firsts = || (0..shape.tp).step_by(shape.ranks());
+        let start = |group, first| start_ranks(&shape, &etcd, folder.path(), group, first);
         let groups: Vec<Vec<_>> = (0..shape.groups)
-            .map(|group| (0..shape.tp).map(|number| rank(group, number)).collect())
+            .map(|group| firsts().map(|first| start(group, first)).collect())
             .collect();
         let decoders: Vec<_> = (0..shape.decoders)
             .map(|number| start_decoder(&shape, &etcd, folder.path(), number))
@@ -146,10 +171,11 @@ impl Cluster {
         cluster
     }
 
-    /// Starts a rank in place of one that has ended.
-    pub fn restart_rank(&mut self, group: usize, rank: usize) {
-        let process = start_rank(&self.shape, &self.etcd, self.folder.path(), group, rank);
-        self.groups[group][rank] = Member::ready(process);
+    /// Starts a process of a group in place of one that has ended.
+    pub fn restart_rank(&mut self, group: usize, process: usize) {
+        let first = process * self.shape.ranks();
+        let started = start_ranks(&self.shape, &self.etcd, self.folder.path(), group, first);
+        self.groups[group][process] = Member::ready(started);
     }
 
     /// How the coordinator sees the cluster.
@@ -264,23 +290,34 @@ pub async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     done.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-fn start_rank(shape: &Shape, etcd: &Etcd, folder: &Path, group: usize, rank: usize) -> Process {
+/// Starts the process of a group whose ranks are those from `first` on.
+fn start_ranks(shape: &Shape, etcd: &Etcd, folder: &Path, group: usize, first: usize) -> Process {
     let (name, tp) = (group.to_string(), shape.tp.to_string());
-    let number = rank.to_string();
+    let (number, ranks) = (first.to_string(), shape.ranks().to_string());
     let place = ["--group", &name, "--tp", &tp, "--first-rank", &number];
-    let limits = ["--ranks", "1", "--drain", "120"];
-    let arguments = [&["backbone"], &place[..], &limits, shape.backbone].concat();
-    let name = format!("group {group} rank {rank}");
-    // To NCCL, which does not let ranks share a GPU, each is on a machine of its own.
-    let apart = [
-        ("NCCL_HOSTID", number.as_str()),
-        ("NCCL_SOCKET_IFNAME", "lo"),
-    ];
+    let limits = ["--ranks", &ranks, "--drain", "120"];
+    let gpus: Vec<_> = (0..shape.tp).map(|gpu| gpu.to_string()).collect();
+    let (own, all) = (format!("cuda:{first}"), gpus.join(","));
+    let device: &[&str] = match shape.place {
+        Place::Cpu => &[],
+        Place::OneGpu => &["--device", "cuda"],
+        Place::Gpus => &["--device", &own],
+        Place::GpusOfOneProcess => &["--devices", &all],
+    };
+    let arguments = [&["backbone"], &place[..], &limits, device, shape.backbone].concat();
+    let name = format!("group {group} rank {first}");
+    let lo = ("NCCL_SOCKET_IFNAME", "lo");
+    let variables: &[_] = match shape.place {
+        // To NCCL, which does not let ranks share a GPU, each is on a machine of its own.
+        Place::OneGpu => &[lo, ("NCCL_HOSTID", &number)],
+        Place::Gpus | Place::GpusOfOneProcess => &[lo],
+        Place::Cpu => &[],
+    };
     start(
         &name,
         "xomni-worker",
         &arguments,
-        &apart,
+        variables,
         shape,
         etcd,
         folder,

@@ -1,14 +1,16 @@
-//! Clusters whose backbones run on a GPU draw what one process draws on it, on one rank and on two, whatever is lost
+//! Clusters whose backbones run on GPUs draw what one process draws on one, on one rank and on several, whatever is lost
 //! meanwhile.
 //!
 //! Needs a GPU, NCCL on `LD_LIBRARY_PATH`, and binaries that were built with `--features xomni-cli/cuda`. All can be
-//! carried to a machine without Rust: binaries lie one folder above this program.
+//! carried to a machine without Rust: binaries lie one folder above this program. Ranks share the first GPU where there are
+//! not as many GPUs.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use tokio::sync::Mutex;
 use xomni_coordinator::request::ImageRequest;
 use xomni_engine::{
     checkpoint::Weights,
@@ -17,7 +19,7 @@ use xomni_engine::{
     schedule::SchedulerConfig,
 };
 use xomni_tests::{
-    cluster::{Cluster, Shape, in_time},
+    cluster::{Cluster, Place, Shape, in_time},
     drawing::{Drawing, SEED, request},
     golden::Fixture,
     process::{wait_for, wait_within},
@@ -26,15 +28,24 @@ use xomni_tests::{
 use xomni_worker::backbone::LocalBackbone;
 
 const PROMPT: &str = "a lighthouse at night";
-/// 192 tokens.
-const SIZE: &str = "256x192";
+/// 768 tokens: enough that a rank dies long before the last.
+const SIZE: &str = "512x384";
 /// Within this of a death, the group takes no more work.
 const ABORT: Duration = Duration::from_secs(1);
 
-/// One group of `tp` ranks on the one GPU, and a decoder on the processor.
-const fn shape(tp: usize) -> Shape {
+/// One test at a time has the GPUs.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// GPUs of this machine, as far as a group has ranks.
+fn gpus() -> usize {
+    let there = |&gpu: &usize| Cuda::open(gpu, Precision::Bf16).is_ok();
+    (0..8).take_while(there).count()
+}
+
+/// One group of `tp` ranks, and a decoder on the processor.
+const fn shape(tp: usize, place: Place) -> Shape {
     Shape {
-        backbone: &["--device", "cuda", "--kv-memory", "64"],
+        place,
         fixture: Fixture::open,
         ..Shape::new(1, tp, 1)
     }
@@ -82,24 +93,20 @@ async fn draw(cluster: &Cluster) -> Vec<u8> {
     pictures.expect("a picture").remove(0)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_ranks_draw_what_one_draws_and_go_on_when_one_dies() {
-    let expected = in_time("one process", alone()).await;
-    let cluster = Cluster::start(shape(1)).await;
-    assert!(draw(&cluster).await == expected, "one rank");
-    drop(cluster);
-
-    let mut cluster = Cluster::start(shape(2)).await;
+/// A group of `tp` processes draws what is expected, also a picture during which it loses the last of them.
+async fn goes_on_when_a_rank_dies(tp: usize, place: Place, expected: &[u8]) {
+    let what = format!("{tp} processes ({place:?})");
+    let mut cluster = Cluster::start(shape(tp, place)).await;
     let since = Instant::now();
-    assert!(draw(&cluster).await == expected, "two ranks");
-    println!("two ranks drew in {:?}", since.elapsed());
+    assert!(draw(&cluster).await == expected, "{what}");
+    println!("{what} drew in {:?}", since.elapsed());
 
     let drawing = Drawing::begin(&cluster.channel, request(PROMPT, SIZE)).await;
     let mut drawing = drawing.expect("taken");
     drawing.tokens(40).await.expect("draws");
     let leader = |cluster: &Cluster, sample: &str| cluster.groups[0][0].metrics().get(sample);
     let since = Instant::now();
-    cluster.groups[0][1].process.kill();
+    cluster.groups[0][tp - 1].process.kill();
     wait_within(ABORT, "the group to be lost", || {
         (leader(&cluster, "xomni_backbone_ready") == 0.0).then_some(())
     });
@@ -109,12 +116,49 @@ async fn two_ranks_draw_what_one_draws_and_go_on_when_one_dies() {
         (leader(&cluster, "xomni_backbone_epochs_lost_total") == 1.0).then_some(())
     });
     println!("the epoch ended after {:?}", since.elapsed());
-    cluster.restart_rank(0, 1);
+    cluster.restart_rank(0, tp - 1);
     let pictures = in_time("the picture", drawing.pictures()).await;
     assert!(
-        pictures.expect("the picture") == [expected.clone()],
-        "after a death"
+        pictures.expect("the picture") == [expected],
+        "{what}, after a death"
     );
     println!("the picture came after {:?}", since.elapsed());
-    assert!(draw(&cluster).await == expected, "the new epoch");
+    let retries = "xomni_retries_total{stage=\"backbone\"}";
+    assert!(
+        cluster.coordinator.metrics().get(retries) >= 1.0,
+        "{what}: the picture had its tokens before the death"
+    );
+    assert!(draw(&cluster).await == expected, "{what}, the new epoch");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ranks_draw_what_one_draws_and_go_on_when_one_dies() {
+    let _turn = TURN.lock().await;
+    let expected = in_time("one process", alone()).await;
+    let cluster = Cluster::start(shape(1, Place::OneGpu)).await;
+    assert!(draw(&cluster).await == expected, "one rank");
+    drop(cluster);
+
+    let place = match gpus() {
+        0 | 1 => Place::OneGpu,
+        _ => Place::Gpus,
+    };
+    goes_on_when_a_rank_dies(2, place, &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two GPUs"]
+async fn ranks_with_gpus_of_their_own_draw_what_one_draws_and_go_on_when_one_dies() {
+    let _turn = TURN.lock().await;
+    let gpus = gpus();
+    assert!(gpus >= 2, "needs two GPUs, there are {gpus}");
+    let expected = in_time("one process", alone()).await;
+    for tp in [2, 4, 8].into_iter().filter(|&tp| tp <= gpus) {
+        let cluster = Cluster::start(shape(tp, Place::GpusOfOneProcess)).await;
+        let since = Instant::now();
+        assert!(draw(&cluster).await == expected, "{tp} threads");
+        println!("{tp} threads drew in {:?}", since.elapsed());
+        drop(cluster);
+        goes_on_when_a_rank_dies(tp, Place::Gpus, &expected).await;
+    }
 }

@@ -39,7 +39,7 @@ const PREFILL_ROWS: usize = 512;
 enum Part {
     /// Logits against the CPU's, bits against those of other runs and other batches
     Validation,
-    /// Decode steps against the bandwidth of the same device
+    /// Decode steps against the bandwidth of the same device, and what their ranks exchange
     Steps,
     /// The kernels of a decode step
     Kernels,
@@ -196,12 +196,8 @@ impl Arguments {
         };
         report.loaded = Some(loaded.clone());
         self.show(&report, &loaded)?;
-        self.measure_steps(
-            &subject,
-            bandwidth * ranks.len() as f64,
-            step_time,
-            &mut report,
-        )?;
+        self.measure_steps(&subject, bandwidth, step_time, &mut report)?;
+        self.measure_exchanges(&subject, bandwidth, &mut report)?;
         self.measure_kernels(&subject, &mut report)?;
         self.measure_prefill(&subject, &mut report)?;
         self.measure_images(&subject, image_time, &mut report)

@@ -6,7 +6,7 @@ use xomni_engine::measure::{ImageLoad, Measured, Subject};
 
 use super::{
     Arguments, Part,
-    report::{Images, Kernels, Prefill, Report, Steps},
+    report::{Exchanges, Images, Kernels, Prefill, Report, Steps},
 };
 use crate::{
     bench::{distribution::Distribution, usage::Usage},
@@ -55,12 +55,36 @@ impl Arguments {
                 tokens_per_second: rows as f64 / seconds,
                 bytes,
                 bytes_per_second: bytes / seconds,
-                of_read_bandwidth: bytes / seconds / bandwidth,
+                of_read_bandwidth: bytes / seconds / (bandwidth * report.ranks as f64),
                 cores,
             });
             if let Some(steps) = report.steps.last() {
                 self.show(report, steps)?;
             }
+        }
+        println!();
+        Ok(())
+    }
+
+    /// What ranks exchange in the steps that were measured.
+    pub(super) fn measure_exchanges<O: Measured>(
+        &self,
+        subject: &Subject<O>,
+        bandwidth: f64,
+        report: &mut Report,
+    ) -> Result<(), CliError> {
+        if report.ranks == 1 || report.steps.is_empty() {
+            return Ok(());
+        }
+        println!("{}", Exchanges::HEADER);
+        for steps in report.steps.clone() {
+            let Some(exchanges) = subject.exchanges(steps.rows)? else {
+                continue;
+            };
+            let bytes = subject.rank_bytes(steps.rows, steps.context);
+            let exchanges = Exchanges::of(&steps, &exchanges, bytes, bandwidth);
+            report.exchanges.push(exchanges.clone());
+            self.show(report, &exchanges)?;
         }
         println!();
         Ok(())

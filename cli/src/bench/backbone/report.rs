@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use xomni_engine::measure::{ImageLoad, ImageRun, KernelTime, Validation};
+use xomni_engine::measure::{self, ImageLoad, ImageRun, KernelTime, Validation};
 
 use crate::bench::distribution::Distribution;
 
@@ -26,6 +26,8 @@ pub struct Report {
     pub loaded: Option<Loaded>,
     /// Decode steps.
     pub steps: Vec<Steps>,
+    /// Their exchanges, if there are several ranks.
+    pub exchanges: Vec<Exchanges>,
     /// Their kernels.
     pub kernels: Vec<Kernels>,
     /// A prompt.
@@ -45,6 +47,7 @@ impl Report {
             validation: None,
             loaded: None,
             steps: vec![],
+            exchanges: vec![],
             kernels: vec![],
             prefill: None,
             images: vec![],
@@ -173,6 +176,77 @@ impl fmt::Display for Steps {
             self.bytes_per_second / 1e12,
             100.0 * self.of_read_bandwidth,
             self.cores
+        )
+    }
+}
+
+/// The exchanges of decode steps of some rows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Exchanges {
+    /// Rows.
+    pub rows: usize,
+    /// Sums of hidden states in a step.
+    pub sums: usize,
+    /// Microseconds of each, by itself.
+    pub sum_us: f64,
+    /// Gathers of logits in a step.
+    pub gathers: usize,
+    /// Microseconds of each, by itself.
+    pub gather_us: f64,
+    /// Milliseconds of all of them.
+    pub milliseconds: f64,
+    /// Their share of the step.
+    pub of_step: f64,
+    /// Bytes that the rank with the most of them must read in a step.
+    pub rank_bytes: f64,
+    /// Milliseconds that a streaming read of those bytes and the exchanges take.
+    pub ideal_ms: f64,
+    /// Those as a share of the step.
+    pub ideal_of_step: f64,
+}
+
+impl Exchanges {
+    /// Over the lines of all row counts.
+    pub const HEADER: &'static str = "   rows        sums     µs each     gathers     µs each     all, ms   of a step   ideal, ms     reached";
+
+    /// Those of `steps`, of which a rank reads `rank_bytes`, at most `bandwidth` a second.
+    pub fn of(
+        steps: &Steps,
+        exchanges: &measure::Exchanges,
+        rank_bytes: f64,
+        bandwidth: f64,
+    ) -> Self {
+        let milliseconds = exchanges.seconds() * 1e3;
+        let ideal_ms = rank_bytes / bandwidth * 1e3 + milliseconds;
+        Self {
+            rows: steps.rows,
+            sums: exchanges.sums,
+            sum_us: exchanges.sum_seconds * 1e6,
+            gathers: exchanges.gathers,
+            gather_us: exchanges.gather_seconds * 1e6,
+            milliseconds,
+            of_step: milliseconds / steps.milliseconds,
+            rank_bytes,
+            ideal_ms,
+            ideal_of_step: ideal_ms / steps.milliseconds,
+        }
+    }
+}
+
+impl fmt::Display for Exchanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>7}{:>12}{:>12.2}{:>12}{:>12.2}{:>12.3}{:>10.1} %{:>12.3}{:>10.1} %",
+            self.rows,
+            self.sums,
+            self.sum_us,
+            self.gathers,
+            self.gather_us,
+            self.milliseconds,
+            100.0 * self.of_step,
+            self.ideal_ms,
+            100.0 * self.ideal_of_step
         )
     }
 }
@@ -307,5 +381,39 @@ impl fmt::Display for Images {
             number(self.of_steps, expected),
             self.cores
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ideal_step_reads_and_exchanges() {
+        let steps = Steps {
+            rows: 8,
+            context: 100,
+            milliseconds: 4.0,
+            milliseconds_of_the_other_run: 4.0,
+            between_steps_ms: Distribution::default(),
+            tokens_per_second: 2000.0,
+            bytes: 8e9,
+            bytes_per_second: 2e12,
+            of_read_bandwidth: 0.5,
+            cores: 0.0,
+        };
+        let exchanges = measure::Exchanges {
+            sums: 72,
+            sum_seconds: 5e-6,
+            gathers: 1,
+            gather_seconds: 4e-5,
+        };
+        let exchanges = Exchanges::of(&steps, &exchanges, 5e9, 2e12);
+        assert!((exchanges.milliseconds - 0.4).abs() < 1e-9);
+        assert!((exchanges.of_step - 0.1).abs() < 1e-9);
+        assert!((exchanges.ideal_ms - 2.9).abs() < 1e-9);
+        assert!((exchanges.ideal_of_step - 0.725).abs() < 1e-9);
+        let width = |line: &str| line.chars().count();
+        assert_eq!(width(&exchanges.to_string()), width(Exchanges::HEADER));
     }
 }

@@ -45,6 +45,12 @@ pub trait Measured: TransformerOps {
     /// What the device says.
     fn fill(&self, kv: &mut Self::Kv) -> Result<()>;
 
+    /// Seconds from where `work` begins on the device to where it ends.
+    ///
+    /// # Errors
+    /// As `work`.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+
     /// The kernels that `work` runs, in order, with their milliseconds; none if the device does not
     /// tell them apart.
     ///
@@ -93,6 +99,12 @@ impl Measured for Cpu {
         Ok(())
     }
 
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     fn kernels(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<Vec<(String, f32)>> {
         Ok(vec![])
     }
@@ -131,6 +143,11 @@ mod cuda {
 
         fn fill(&self, kv: &mut Kv) -> Result<()> {
             kv.fill(self)
+        }
+
+        fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+            let milliseconds = self.time(work)?;
+            Ok(f64::from(milliseconds) / 1e3)
         }
 
         fn kernels(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<(String, f32)>> {

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{BackboneConfig, Weights},
     group::{Rank, StepOutput, ThreadGroup},
     model::backbone::Backbone,
-    parallel::{Shard, collective::Unconnected},
+    parallel::{HeadLayout, Shard, collective::Unconnected, layout::even_chunk},
     sampling::SamplingParams,
     schedule::{Admission, DrawSetup, Mode, Row, Sample, SchedulerConfig, Slot, Step, TokenSource},
 };
@@ -105,13 +105,30 @@ impl<O: Measured> Subject<O> {
     /// Bytes that the ranks must read in a step: every weight of the layers and of the image head once, every key
     /// and value of `context` positions of each row once.
     pub fn step_bytes(&self, rows: usize, context: usize) -> f64 {
+        self.bytes_of(Shard::whole(), rows, context)
+    }
+
+    /// Those of the rank that has the most to read. Together ranks read more than once what several of them have.
+    pub fn rank_bytes(&self, rows: usize, context: usize) -> f64 {
+        let size = self.devices.len();
+        let ranks = (0..size).filter_map(|rank| Shard::new(rank, size).ok());
+        let bytes = ranks.map(|rank| self.bytes_of(rank, rows, context));
+        bytes.fold(0.0, f64::max)
+    }
+
+    fn bytes_of(&self, shard: Shard, rows: usize, context: usize) -> f64 {
         let config = &self.config;
         let (weight, value) = self.devices[0].value_bytes();
         let (c, d) = (config.hidden, config.head_dim);
-        let attention = (2 * config.heads + 2 * config.kv_heads) * d * c;
-        let layer = attention + 3 * c * config.intermediate;
-        let weights = config.layers * layer + config.image_vocab * c;
-        let position = 2 * config.layers * config.kv_heads * d;
+        let (heads, chunks) = (HeadLayout::new(config), shard.chunks());
+        let query_heads = heads.query_heads(chunks.clone());
+        let kv_heads = heads.kv_heads(&query_heads).len();
+        let channels = chunks.map(|chunk| even_chunk(config.intermediate, chunk).len());
+        let attention = (2 * query_heads.len() + 2 * kv_heads) * d * c;
+        let layer = attention + 3 * c * channels.sum::<usize>();
+        let head = shard.vocabulary(config.image_vocab).len() * c;
+        let weights = config.layers * layer + head;
+        let position = 2 * config.layers * kv_heads * d;
         (weights * weight + rows * context * position * value) as f64
     }
 

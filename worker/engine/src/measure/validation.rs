@@ -202,7 +202,8 @@ fn logits<O: Measured>(
     Ok(all)
 }
 
-fn same(a: &[f32], b: &[f32]) -> bool {
+/// Whether there are values, and the same bits of both.
+pub(super) fn same(a: &[f32], b: &[f32]) -> bool {
     let bits = |values: &[f32]| {
         values
             .iter()

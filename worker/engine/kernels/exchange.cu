@@ -50,22 +50,29 @@ template <typename T> __device__ inline void give(const Exchange &p, size_t i) {
     for (int rank = 0; rank < p.ranks; rank++) send(reinterpret_cast<T *>(p.rooms[rank] + p.rank * p.len) + i, value);
 }
 
-// Waits for value i of every rank.
-template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, T (&values)[COUNT]) {
-    // The host is far: it is asked once in so many times.
-    constexpr int PATIENCE = 256;
+// By a warp: waits for values i of every rank, in lanes that have one.
+template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, bool has_one, T (&values)[COUNT]) {
+    // The host is far: one lane asks it, once in so many times.
+    constexpr int PATIENCE = 1024;
     T *from = reinterpret_cast<T *>(p.rooms[p.rank]) + i;
     const size_t apart = p.len / (sizeof(T) / sizeof(float));
     for (int tries = 1;; tries++) {
         bool missing = false;
+        if (has_one) {
 #pragma unroll
-        for (int rank = 0; rank < COUNT; rank++) values[rank] = look(from + rank * apart);
+            for (int rank = 0; rank < COUNT; rank++) values[rank] = look(from + rank * apart);
 #pragma unroll
-        for (int rank = 0; rank < COUNT; rank++) missing |= is_empty(values[rank]);
-        if (!missing || (tries % PATIENCE == 0 && *static_cast<const volatile unsigned *>(p.stop))) break;
+            for (int rank = 0; rank < COUNT; rank++) missing |= is_empty(values[rank]);
+        }
+        if (!__any_sync(FULL, missing)) break;
+        if (tries % PATIENCE == 0) {
+            unsigned stopped = 0;
+            if (threadIdx.x % 32 == 0) stopped = *static_cast<const volatile unsigned *>(p.stop);
+            if (__shfl_sync(FULL, stopped, 0)) break;
+        }
     }
 #pragma unroll
-    for (int rank = 0; rank < COUNT; rank++) empty(from + rank * apart);
+    for (int rank = 0; has_one && rank < COUNT; rank++) empty(from + rank * apart);
 }
 
 // out[i] = the sum over ranks as a balanced binary tree, or, GATHERED, out[rank · stride + i] = the value of a rank.
@@ -75,9 +82,11 @@ template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(
     wait_previous();
     const size_t count = p.len / (sizeof(T) / sizeof(float)), first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
     for (size_t i = first; i < count; i += step) give<T>(p, i);
-    for (size_t i = first; i < count; i += step) {
+    for (size_t i = first; i - threadIdx.x % 32 < count; i += step) {
         T values[COUNT];
-        take(p, i, values);
+        const bool has_one = i < count;
+        take(p, i, has_one, values);
+        if (!has_one) continue;
         if (!GATHERED) reinterpret_cast<T *>(out)[i] = tree_of<COUNT>(values, 1);
 #pragma unroll
         for (int rank = 0; GATHERED && rank < COUNT; rank++) reinterpret_cast<T *>(out + rank * stride)[i] = values[rank];
@@ -93,7 +102,7 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
         if (r.column(unit) < r.width) give<float4>(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4);
     for (int unit = first; unit < r.units(); unit += step) {
         float4 values[COUNT];
-        if (r.column(unit) < r.width) take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, values);
+        take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, r.column(unit) < r.width, values);
         r.unit(unit, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
     }
 }

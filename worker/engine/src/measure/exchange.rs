@@ -83,8 +83,12 @@ impl<O: Measured> Subject<O> {
                 .map(|times| times.unwrap_or_else(|panic| resume_unwind(panic)))
                 .collect()
         });
-        // Those who leave together wait for nobody.
-        ends.iter_mut().for_each(|end| end.collective.abort());
+        // Each leaves by itself, as ranks do: none waits for another that is yet to leave.
+        thread::scope(|scope| {
+            for end in ends {
+                scope.spawn(move || drop(end));
+            }
+        });
         let times = times?;
         let slowest = |run: usize| times.iter().map(|rank| rank[run]).fold(0.0, f64::max);
         let mut slowest: Vec<f64> = (0..RUNS).map(slowest).collect();

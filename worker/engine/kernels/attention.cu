@@ -58,7 +58,7 @@ struct Walk {
     __device__ void enter(const Attention &p) {
         if (index >= total) return;
         kv_head = index % p.kv_heads;
-        // Not from L1, which may have an earlier step's: this can be before `wait_previous`.
+        // Not from L1, which may have an earlier step's: this is before `wait_previous`, but after the step's plan is there.
         const int4 words = __ldcg(reinterpret_cast<const int4 *>(p.items + index / p.kv_heads));
         item = {words.x, words.y, words.z, words.w};
         from = whole() ? first_seen(item.last, p.window) / KV_SPLIT : item.split();
@@ -90,9 +90,8 @@ __device__ inline float4 fma4(float4 a, float s, float4 c) { return {fmaf(a.x, s
 
 // Folds the partial results of `splits` items from `first` on, in order, for heads head0..head0+group: [group, dim] to `out`.
 // A thread has four channels, and reads those of AT_ONCE splits before it folds them.
-template <int DIM, typename T>
+template <int DIM, int AT_ONCE, typename T>
 __device__ inline void merge(const Attention &p, int first, int splits, int head0, int group, T *out) {
-    constexpr int AT_ONCE = 6;
     for (int i = threadIdx.x; i < group * DIM / 4; i += WARPS * 32) {
         const int head = head0 + 4 * i / DIM, channel = 4 * i % DIM;
         float top = -INFINITY, sum = 0.f;
@@ -129,8 +128,9 @@ __device__ inline void merge(const Attention &p, int first, int splits, int head
 }
 
 // Stages of the ring: where rows are read whole, two blocks a multiprocessor have it full of what they wait for; where they are
-// read in splits, three blocks wait less for each other.
+// read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for.
 constexpr int DEEP = 6, SHALLOW = 4;
+template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == SHALLOW ? 12 : 6;
 // A stage is the keys, or the values, of four blocks.
 template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
 template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
@@ -273,10 +273,11 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 #else
     let_next_start();
 #endif
+    Walk w(p);
     wait_previous();
     uint2 query[J];
     float top = 0.f, sum = 0.f, value[2 * OWN][2];
-    for (Walk w(p); w.more(); w.next(p)) {
+    for (; w.more(); w.next(p)) {
         const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
         const size_t at_row = ((size_t)w.item.row() * p.heads + head0) * DIM;
         const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
@@ -411,7 +412,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
             if (warp == 0 && t == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top, sum};
         }
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, exchange.last_one)) merge<DIM>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, exchange.last_one)) merge<DIM, FOLDED_AT_ONCE<DEPTH>>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 
@@ -478,7 +479,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
         }
         if (w.whole()) continue;
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, last_one)) merge<DIM>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, last_one)) merge<DIM, 6>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 

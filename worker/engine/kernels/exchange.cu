@@ -102,8 +102,9 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
         if (r.column(unit) < r.width) give<float4>(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4);
     for (int unit = first; unit < r.units(); unit += step) {
         float4 values[COUNT];
+        const Residual::Part part = r.read(unit);
         take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, r.column(unit) < r.width, values);
-        r.unit(unit, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
+        r.write(unit, part, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
     }
 }
 

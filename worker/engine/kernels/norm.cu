@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     wait_previous();
     const int warps = blockDim.x / 32;
     for (int unit = blockIdx.x * warps + threadIdx.x / 32; unit < p.units(); unit += gridDim.x * warps)
-        p.unit(unit, delta.planes, [&](size_t at, int column) { return delta.four(at, column); });
+        p.write(unit, p.read(unit), delta.planes, [&](size_t at, int column) { return delta.four(at, column); });
 }
 
 // out[i] = norm of h[picked[i]] with the weight of text or of multimodal rows; zeros where picked[i] is -1.

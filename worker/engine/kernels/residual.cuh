@@ -21,21 +21,35 @@ struct Residual {
     // The lane's row and first column of a unit.
     __device__ int row(int unit) const { return unit / segments(); }
     __device__ int column(int unit) const { return unit % segments() * SEGMENT + threadIdx.x % 32 * 4; }
-    __device__ bool adds(int row) const { return !image_only || rows.multimodal(row); }
 
+    // What a lane reads of a unit.
+    struct Part {
+        float4 h, weight;
+        bool adds;
+    };
+    __device__ Part read(int unit) const {
+        const int row = this->row(unit), column = this->column(unit);
+        Part part = {};
+        if (column < width) {
+            part.h = *reinterpret_cast<const float4 *>(h + (size_t)row * width + column);
+            if (out) part.weight = *reinterpret_cast<const float4 *>(weight + column);
+            part.adds = !image_only || rows.multimodal(row);
+        }
+        return part;
+    }
     // By a warp: h += delta(at, column) where `added`, then out and squares.
-    template <typename Delta> __device__ void unit(int unit, bool added, Delta delta) const {
+    template <typename Delta> __device__ void write(int unit, const Part &part, bool added, Delta delta) const {
         const int row = this->row(unit), column = this->column(unit);
         const size_t at = (size_t)row * width + column;
         float sum = 0.f;
         if (column < width) {
-            float4 v = *reinterpret_cast<const float4 *>(h + at);
-            if (added && adds(row)) {
+            float4 v = part.h;
+            if (added && part.adds) {
                 v = v + delta(at, column);
                 *reinterpret_cast<float4 *>(h + at) = v;
             }
             if (out) {
-                const float4 w = *reinterpret_cast<const float4 *>(weight + column);
+                const float4 w = part.weight;
                 *reinterpret_cast<uint2 *>(out + at) = make_uint2(pair(v.x * w.x, v.y * w.y), pair(v.z * w.z, v.w * w.w));
                 sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x)));
             }

@@ -28,22 +28,29 @@ constexpr int CHANNELS = 4;
 template <typename Cache>
 __device__ inline void rope_append(const Rows &rows, const Sums &qkv, float *queries, int heads, int kv_heads, int dim,
                                    const float *frequencies, Cache *layer) {
-    // In this order: the attention that follows reads the step's work list, and what is in the cache, before it waits.
+    // The step's plan is there before any kernel that reads it is set up; not from L1, which may have an earlier step's.
+    const int row = blockIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, j = threadIdx.x * CHANNELS, half = dim / 2;
+    const int position = __ldcg(rows.positions + row), slot = position % KV_BLOCK;
+    const bool real = position >= 0 && head < heads + 2 * kv_heads;
+    int block = 0;
+    float sin[CHANNELS], cos[CHANNELS];
+    if (real && head >= heads)
+        block = __ldcg(rows.tables + (size_t)__ldcg(rows.slots + row) * rows.table_stride + position / KV_BLOCK);
+    if (real && head < heads + kv_heads)
+#pragma unroll
+        for (int k = 0; k < CHANNELS; k++) sincosf((float)position * frequencies[j + k], sin + k, cos + k);
+    // In this order: memory is for the product before, while it runs.
     wait_previous();
     let_next_start();
-    const int row = blockIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, j = threadIdx.x * CHANNELS, half = dim / 2;
-    const int position = rows.positions[row];
-    if (position < 0 || head >= heads + 2 * kv_heads) return;
+    if (!real) return;
     const size_t at = ((size_t)row * (heads + 2 * kv_heads) + head) * dim + j;
     const float4 low = qkv.four(at, head * dim + j), high = qkv.four(at + half, head * dim + j + half);
     float a[] = {low.x, low.y, low.z, low.w}, b[] = {high.x, high.y, high.z, high.w};
     if (head < heads + kv_heads)
 #pragma unroll
         for (int k = 0; k < CHANNELS; k++) {
-            float sin, cos;
-            sincosf((float)position * frequencies[j + k], &sin, &cos);
-            const float turned = a[k] * cos - b[k] * sin;
-            b[k] = b[k] * cos + a[k] * sin;
+            const float turned = a[k] * cos[k] - b[k] * sin[k];
+            b[k] = b[k] * cos[k] + a[k] * sin[k];
             a[k] = turned;
         }
     if (head < heads) {
@@ -51,8 +58,6 @@ __device__ inline void rope_append(const Rows &rows, const Sums &qkv, float *que
         *reinterpret_cast<float4 *>(queries + at + half) = {b[0], b[1], b[2], b[3]};
         return;
     }
-    const int block = rows.tables[(size_t)rows.slots[row] * rows.table_stride + position / KV_BLOCK];
-    const int slot = position % KV_BLOCK;
     const bool values = head >= heads + kv_heads;
     const int kv_head = head - heads - (values ? kv_heads : 0);
     Cache *to = layer + (((size_t)block * kv_heads + kv_head) * 2 + values) * KV_BLOCK * dim;

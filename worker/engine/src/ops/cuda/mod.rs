@@ -77,8 +77,8 @@ pub struct Cuda {
     precision: Precision,
     /// Whether a kernel is set up while the one before it ends: only machine code for Hopper waits for that by itself.
     dependent: bool,
-    /// Whether an exchange comes before the next kernel, which then waits for all of it.
-    exchanged: AtomicBool,
+    /// Whether the next kernel is set up only once all that was launched has ended.
+    apart: AtomicBool,
     /// Whether ranks exchange through NCCL where they could do so directly.
     only_nccl: AtomicBool,
     /// Steps recorded.
@@ -147,7 +147,7 @@ impl Cuda {
             stream,
             precision,
             dependent: hopper,
-            exchanged: AtomicBool::default(),
+            apart: AtomicBool::default(),
             only_nccl: AtomicBool::default(),
             recorded: AtomicUsize::default(),
             capability: (major, minor),
@@ -267,7 +267,7 @@ impl Cuda {
             shared,
         };
         let function = self.kernels.get(name)?;
-        let alone = self.exchanged.swap(false, Ordering::Relaxed) || self.profiles();
+        let alone = self.apart.swap(false, Ordering::Relaxed) || self.profiles();
         let dependent = waits && self.dependent && !alone;
         self.profiled(label, || {
             kernels::launch(&self.stream, name, function, size, dependent, arguments)

@@ -344,7 +344,10 @@ impl Rows {
             rows: self.shape.rows as i32,
             draws: [self.shape.images as i32, self.shape.texts as i32],
         };
-        cuda.launch("begin_step", [1; 3], [1024, 1], 0, true, &[&begin])
+        cuda.launch("begin_step", [1; 3], [1024, 1], 0, true, &[&begin])?;
+        // What reads the plan may do so before it waits for the kernel before it.
+        cuda.apart.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn run(

@@ -110,7 +110,7 @@ impl Collective<Cuda> for NcclCollective {
             },
         )?;
         // What comes next waits for all of it.
-        cuda.exchanged.store(true, Ordering::Relaxed);
+        cuda.apart.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -370,16 +370,20 @@ impl Stream {
         let worked = work();
         // SAFETY: recording has begun.
         let graph = unsafe { result::stream::end_capture(self.stream) };
-        worked?;
-        let graph = check("recording", graph)?;
         let mut exec = null_mut();
-        // SAFETY: the graph is valid; it is of no use once instantiated.
-        let made = unsafe {
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result();
+        // SAFETY: the graph, if there is one, is valid. It is of no use once instantiated, or where that is not to be, and a
+        // communicator that it uses would not end before it does.
+        let made = graph.map(|graph| unsafe {
+            let made = worked
+                .is_ok()
+                .then(|| sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result());
             let _ = result::graph::destroy(graph);
             made
-        };
-        check("preparing a recording", made)?;
+        });
+        worked?;
+        if let Some(made) = check("recording", made)? {
+            check("preparing a recording", made)?;
+        }
         Ok(Graph {
             context: self.context.clone(),
             exec,

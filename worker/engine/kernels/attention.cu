@@ -23,9 +23,8 @@ constexpr int SPLIT_BLOCKS = KV_SPLIT / KV_BLOCK;
 // An entry of the work list, as `begin_step` writes it.
 struct alignas(16) Item {
     int row_and_split; // split in the upper half; WHOLE_ROW: all
-    int last;          // the row's position
-    int slot;
-    int fresh; // positions from here on are written by this step
+    int last, slot;    // the row's position, its sequence
+    int fresh;         // positions from here on are written by this step
     __device__ int row() const { return row_and_split & 0xffff; }
     __device__ int split() const { return row_and_split >> 16 & 0xffff; }
 };
@@ -416,7 +415,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
     }
 }
 
-// The same in f32, by plain arithmetic. grid any, block 128.
+// The same in f32. grid any, block 128.
 template <int DIM> __device__ inline void plain(const Attention &p) {
     constexpr int VALUES = MAX_GROUP * DIM / (WARPS * 32);
     __shared__ float weights[MAX_GROUP][KV_SPLIT];
@@ -479,7 +478,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
         }
         if (w.whole()) continue;
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, last_one)) merge<DIM, 6>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, last_one)) merge<DIM, FOLDED_AT_ONCE<DEEP>>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 

@@ -23,7 +23,8 @@ constexpr int KV_SPLIT = 256;
 constexpr int SEGMENT = 128;
 
 // The step that runs: parallel arrays in device memory, filled by `begin_step`. `rows` may be more than
-// the step has; the surplus has position -1 and is computed as zeros, or not at all.
+// the step has; the surplus has position -1 and is computed as zeros, or not at all. The kernel after `begin_step` is set up once
+// that has ended, so all later ones may read this before `wait_previous`, though not from L1.
 struct Rows {
     // Tokens with last drawn ones filled in, positions (-1: no row), sequence slots. [rows]
     const int *tokens, *positions, *slots;
@@ -57,17 +58,6 @@ __device__ inline uint4 load_streamed(const uint4 *p) {
     return v;
 }
 
-// The same for what an earlier kernel wrote: this one may have started before that one ended, so the read-only path is
-// not allowed.
-__device__ inline uint4 load_once(const uint4 *p) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-
 // d += a · b: the one MMA shape, 16 × 8 × 16 in bf16 with f32 accumulation.
 __device__ inline void mma(float (&d)[4], const uint4 &a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
@@ -86,8 +76,8 @@ __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> __device__ inline void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // Programmatic dependent launch: `let_next_start` allows the next kernel to be set up while this one runs;
-// `wait_previous` returns once the kernel before has ended and its writes are visible. Every thread of
-// every kernel calls both, so that the end of a kernel implies the end of all before it.
+// `wait_previous` returns once the kernel before has ended and its writes are visible. In every block of a kernel that is
+// launched so some thread waits, so that the end of a kernel implies the end of all before it.
 __device__ inline void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -165,6 +155,7 @@ struct Sums {
         return bias ? v + *reinterpret_cast<const float4 *>(bias + column) : v;
     }
 };
+static_assert(sizeof(Sums) == 32);
 
 // What the values of a row are yet to be multiplied by to be its root-mean-square norm (arXiv 1910.07467), 1 / sqrt(mean of squares + eps):
 // squares are sums over segments of columns, which are added in order. [segments, rows], so that neighbouring threads, which have
@@ -182,6 +173,7 @@ struct RowScales {
         return 1.f / sqrtf(sum / width + eps);
     }
 };
+static_assert(sizeof(RowScales) == 24);
 
 #if __CUDA_ARCH__ >= 900
 // Bulk copies to shared memory, and the barriers that say when they have come.

@@ -19,6 +19,7 @@ struct Exchange {
     size_t len;
     int rank, ranks;
 };
+static_assert(sizeof(Exchange) == 120);
 
 __device__ inline void send(float *to, float v) {
     asm volatile("st.volatile.global.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
@@ -50,8 +51,8 @@ template <typename T> __device__ inline void give(const Exchange &p, size_t i) {
     for (int rank = 0; rank < p.ranks; rank++) send(reinterpret_cast<T *>(p.rooms[rank] + p.rank * p.len) + i, value);
 }
 
-// By a warp: waits for values i of every rank, in lanes that have one.
-template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, bool has_one, T (&values)[COUNT]) {
+// By a warp: waits for values i of every rank, in lanes that have one, unless all waiting is over.
+template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, bool has_one, bool &over, T (&values)[COUNT]) {
     // The host is far: one lane asks it, once in so many times.
     constexpr int PATIENCE = 1024;
     T *from = reinterpret_cast<T *>(p.rooms[p.rank]) + i;
@@ -64,11 +65,11 @@ template <int COUNT, typename T> __device__ inline void take(const Exchange &p, 
 #pragma unroll
             for (int rank = 0; rank < COUNT; rank++) missing |= is_empty(values[rank]);
         }
-        if (!__any_sync(FULL, missing)) break;
+        if (over || !__any_sync(FULL, missing)) break;
         if (tries % PATIENCE == 0) {
             unsigned stopped = 0;
             if (threadIdx.x % 32 == 0) stopped = *static_cast<const volatile unsigned *>(p.stop);
-            if (__shfl_sync(FULL, stopped, 0)) break;
+            over = __shfl_sync(FULL, stopped, 0);
         }
     }
 #pragma unroll
@@ -82,10 +83,11 @@ template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(
     wait_previous();
     const size_t count = p.len / (sizeof(T) / sizeof(float)), first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
     for (size_t i = first; i < count; i += step) give<T>(p, i);
+    bool over = false;
     for (size_t i = first; i - threadIdx.x % 32 < count; i += step) {
         T values[COUNT];
         const bool has_one = i < count;
-        take(p, i, has_one, values);
+        take(p, i, has_one, over, values);
         if (!has_one) continue;
         if (!GATHERED) reinterpret_cast<T *>(out)[i] = tree_of<COUNT>(values, 1);
 #pragma unroll
@@ -100,10 +102,11 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
     const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
     for (int unit = first; unit < r.units(); unit += step)
         if (r.column(unit) < r.width) give<float4>(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4);
+    bool over = false;
     for (int unit = first; unit < r.units(); unit += step) {
         float4 values[COUNT];
         const Residual::Part part = r.read(unit);
-        take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, r.column(unit) < r.width, values);
+        take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, r.column(unit) < r.width, over, values);
         r.write(unit, part, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
     }
 }

@@ -7,7 +7,7 @@
 //
 // Weights are packed (pack.cu): tiles of 64 outputs, in each the blocks of 64 columns in order, each 8 KiB as wgmma takes
 // them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. Sums are
-// multiplied by their row's scale. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
+// multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
 // outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
 // A block has two warpgroups that compute, each every other tile, and two warps that fetch, one the weights, one x. Weights do not
@@ -34,6 +34,7 @@ struct Product {
     int first_block[CHUNKS + 1];
     int first_col[CHUNKS];
 };
+static_assert(sizeof(Product) == 128);
 
 // Activations whose chunks do not begin where the copy engine can (multiples of 16 bytes): each at its first block, zeros between.
 struct Spread {
@@ -141,6 +142,7 @@ __device__ inline void write_sums(const Product &p, int plane, int tile, int row
 #pragma unroll
             for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
         if constexpr (OUTPUT == GATED) {
+            // Beyond 2^126 the quick division gives 0, which is the limit.
             auto silu = [](float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; };
             const float2 two = swap(silu(v[4 * i], v[4 * i + 2]), silu(v[4 * i + 1], v[4 * i + 3]));
             const int out = tile * (TILE / 2) + 8 * warp + (g & ~1), width = p.outs / 2;

@@ -60,3 +60,4 @@ struct Residual {
         if (threadIdx.x % 32 == 0) squares[unit % segments() * count + row] = sum;
     }
 };
+static_assert(sizeof(Residual) == 88);

@@ -20,7 +20,8 @@ const WARM_UP: usize = 2;
 /// Steps of which medians are taken.
 const RUNS: usize = 9;
 
-/// The exchanges of a decode step, each as long as it takes right after another one.
+/// The exchanges of a decode step, each as long as it takes right after another one: plain sums, whose additions are left to
+/// whoever reads them where an exchange is a gather.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Exchanges {
     /// Sums of hidden states: two a layer.

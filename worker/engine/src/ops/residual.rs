@@ -22,6 +22,6 @@ pub struct RmsNorm<'a, D: Device> {
     pub weight: &'a D::Vector,
     /// What is added to the mean of the squares.
     pub eps: f32,
-    /// `[rows, width]`, for products to read.
+    /// `[rows, width]` of [`TransformerOps::activations`]. Only products may read it: they apply what a device leaves to them.
     pub out: &'a mut D::Buffer,
 }

@@ -8,7 +8,7 @@ use crate::{
     ops::{Device, Residual, StepRows, TransformerOps},
 };
 
-/// Where sums over ranks are made that are too many to be made at once.
+/// Where sums over ranks are made that are not added to a residual stream as they come.
 pub struct SumRoom<D: Device> {
     /// The values of all ranks `[ranks, len]`.
     pub all: D::Buffer,
@@ -21,7 +21,7 @@ pub trait Collective<D: Device>: Send {
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// `all` `[ranks, len]` becomes the first `len` values of every rank's `mine`, in order of rank.
+    /// `all` `[ranks, len]` becomes the first `len` values of every rank's `mine`, in order of rank; -0 may become 0.
     ///
     /// # Errors
     /// [`Error::GroupLost`] if a rank is gone or overdue; the group is of no use then.
@@ -53,7 +53,7 @@ pub trait Collective<D: Device>: Send {
         device.tree_sum(all, self.size(), len, out)
     }
 
-    /// [`Collective::sum`], added to a residual stream ([`TransformerOps::residual`]).
+    /// [`Collective::sum`], added to a residual stream ([`TransformerOps::residual`]): one of the even number of sums of a step.
     ///
     /// # Errors
     /// As [`Collective::gather`].

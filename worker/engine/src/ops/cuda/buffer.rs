@@ -37,7 +37,7 @@ pub struct Buffer {
     pub(super) pending: Option<Pending>,
     /// What rows are yet to be multiplied by.
     pub(super) scales: RowScales,
-    /// Room for planes. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
+    /// Room for planes, or for what scales rows. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
     rooms: Vec<Memory>,
 }
 
@@ -60,6 +60,12 @@ pub(super) struct Sums {
     stride: usize,
     count: i32,
 }
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<RowScales>() == 24);
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<Sums>() == 32);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -123,7 +129,7 @@ impl Buffer {
     }
 
     /// Room for `bytes` of planes, or of what scales rows.
-    pub(super) fn planes(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+    pub(super) fn room(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
         if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
             return Ok(room.address());
         }
@@ -137,6 +143,23 @@ impl Buffer {
     pub(super) fn hold_values(&mut self) {
         self.pending = None;
         self.scales = RowScales::NONE;
+    }
+
+    /// What the first `rows` rows of `width` values are yet to be multiplied by.
+    pub(super) fn row_scales(&self, op: &str, rows: usize, width: usize) -> Result<RowScales> {
+        let scales = self.scales;
+        if scales == RowScales::NONE
+            || scales.width as usize == width && scales.rows as usize >= rows
+        {
+            return Ok(scales);
+        }
+        Err(mismatch(
+            op,
+            format!(
+                "{rows} rows of {width} values, of {} of {} that a norm made",
+                scales.rows, scales.width
+            ),
+        ))
     }
 
     /// Where the values are, if nothing has to be added to them.

@@ -46,10 +46,13 @@ impl Device for Cuda {
             self.stream.download(&buffer.memory, 0, &mut values)?;
             return Ok(values);
         }
+        let width = (buffer.scales.width as usize).max(1);
+        let scales =
+            buffer.row_scales("read", len.div_ceil(width), buffer.scales.width as usize)?;
         let wide = self.buffer(len)?;
         let arguments: [&dyn Argument; 4] = [
             &buffer.memory.address(),
-            &buffer.scales,
+            &scales,
             &wide.memory.address(),
             &(len as i32),
         ];

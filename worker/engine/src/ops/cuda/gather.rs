@@ -26,6 +26,7 @@ impl Cuda {
         if !matches!(count, 1 | 2 | 4 | 8) {
             return Err(mismatch(op, format!("{count} parts")));
         }
+        out.hold_values();
         out.pending = Some(Pending {
             planes: self.finished(parts)?,
             bias: 0,
@@ -50,7 +51,7 @@ impl Cuda {
         want(op, "out", out, Element::F32, rows * total)?;
         let needed = widths.len() * rows * each;
         want(op, "parts", parts, Element::F32, needed)?;
-        out.pending = None;
+        out.hold_values();
         let (from, to) = (self.finished(parts)?, out.memory.address());
         let sizes = [rows, each, total].map(|size| size as i32);
         let arguments: [&dyn Argument; 5] = [&from, &sizes[0], &sizes[1], &sizes[2], &to];

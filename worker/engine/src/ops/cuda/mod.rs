@@ -30,6 +30,7 @@ mod wait;
 
 use std::{
     collections::HashMap,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -78,7 +79,7 @@ pub struct Cuda {
     /// Whether a kernel is set up while the one before it ends: only machine code for Hopper waits for that by itself.
     dependent: bool,
     /// Whether the next kernel is set up only once all that was launched has ended.
-    apart: AtomicBool,
+    apart: Mutex<bool>,
     /// Whether ranks exchange through NCCL where they could do so directly.
     only_nccl: AtomicBool,
     /// Steps recorded.
@@ -147,7 +148,7 @@ impl Cuda {
             stream,
             precision,
             dependent: hopper,
-            apart: AtomicBool::default(),
+            apart: Mutex::default(),
             only_nccl: AtomicBool::default(),
             recorded: AtomicUsize::default(),
             capability: (major, minor),
@@ -225,7 +226,8 @@ impl Cuda {
         }
     }
 
-    /// Launches a kernel; `waits` says that it begins with `wait_previous`, so that it may be set up early.
+    /// Launches a kernel; `waits` says that it calls `wait_previous` before it reads what kernels before it wrote, so that it may be
+    /// set up early.
     fn launch(
         &self,
         name: &str,
@@ -267,11 +269,18 @@ impl Cuda {
             shared,
         };
         let function = self.kernels.get(name)?;
-        let alone = self.apart.swap(false, Ordering::Relaxed) || self.profiles();
+        // Kept until the launch: other threads may launch in between.
+        let mut apart = lock(&self.apart);
+        let alone = mem::take(&mut *apart) || self.profiles();
         let dependent = waits && self.dependent && !alone;
         self.profiled(label, || {
             kernels::launch(&self.stream, name, function, size, dependent, arguments)
         })
+    }
+
+    /// Has the next kernel set up only once all that was launched has ended.
+    fn set_apart(&self) {
+        *lock(&self.apart) = true;
     }
 
     /// Blocks of 256 threads that keep the GPU busy with `items` items.

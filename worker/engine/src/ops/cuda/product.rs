@@ -150,7 +150,7 @@ impl Cuda {
             self.tile_product(x, rows, w, out.memory.address())?;
             return Ok(());
         }
-        let planes = out.planes(self, w.chunks().count() * out.len * 4)?;
+        let planes = out.room(self, w.chunks().count() * out.len * 4)?;
         let pending = Pending {
             planes,
             bias: bias.map_or(0, |bias| bias.memory.address()),
@@ -190,10 +190,11 @@ impl Cuda {
     /// activations. `out` has room for them. Returns the number of planes.
     fn tile_product(&self, x: &Buffer, rows: usize, w: &Matrix, out: u64) -> Result<usize> {
         let count = w.chunks().count();
+        let scales = x.row_scales("linear", rows, w.cols())?;
         let variant = match (w.is_gated(), count) {
             (true, _) => Variant::Gated,
             // Half as many planes to write and to read. Scaled sums are not those of scaled chunks.
-            (false, CHUNKS) if rows <= FOLD_ROWS && x.scales == RowScales::NONE => Variant::Fold,
+            (false, CHUNKS) if rows <= FOLD_ROWS && scales == RowScales::NONE => Variant::Fold,
             _ => Variant::Plain,
         };
         let kernel = Kernel::of(variant, rows)
@@ -207,7 +208,7 @@ impl Cuda {
         let product = Product {
             w: w.address(),
             out,
-            scales: x.scales,
+            scales,
             rows: rows as i32,
             outs: w.outs() as i32,
             tiles: tiles as i32,
@@ -241,7 +242,8 @@ impl Cuda {
             return Ok((map, chunks));
         }
         let stride = chunks.blocks as usize * TILE;
-        let to = self.workspace(rows * stride * 2)?;
+        // Of as many rows as there can be: memory may not be reserved while other ranks wait.
+        let to = self.workspace(x.len / cols * stride * 2)?;
         let spread = Spread {
             from: x.memory.address(),
             to,

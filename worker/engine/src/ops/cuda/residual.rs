@@ -9,12 +9,9 @@ use crate::{
     ops::{Residual, RmsNorm, StepRows},
 };
 
-/// Threads of a row's block where a norm is made at once.
-const NORM_THREADS: usize = 512;
-/// Columns of a segment.
+/// As the kernels have them: threads of a row's block where a norm is made at once, and columns of a segment.
+pub(super) const NORM_THREADS: usize = 512;
 const SEGMENT: usize = 128;
-/// Warps of a block that exchanges before it adds.
-pub(super) const WARPS: usize = 8;
 
 /// `struct Residual` of `kernels/residual.cuh`.
 #[repr(C)]
@@ -28,6 +25,9 @@ pub(super) struct Segments {
     width: i32,
     image_only: i32,
 }
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<Segments>() == 88);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -47,7 +47,8 @@ impl Cuda {
     pub(super) fn segments(&self, to: &mut Residual<'_, Self>) -> Result<Option<Segments>> {
         let (count, width) = (to.rows.len(), to.width);
         let tiled = self.hopper && self.element() == Element::Bf16;
-        if !tiled || !width.is_multiple_of(4) {
+        let scaled_later = |norm: &RmsNorm<'_, Self>| norm.out.element == Element::Bf16;
+        if !tiled || !width.is_multiple_of(4) || !to.norm.as_ref().is_none_or(scaled_later) {
             return Ok(None);
         }
         check(to)?;
@@ -63,7 +64,9 @@ impl Cuda {
         };
         if let Some(RmsNorm { weight, eps, out }) = &mut to.norm {
             out.hold_values();
-            segments.squares = out.planes(self, segments.units() * 4)?;
+            // Of as many rows as there can be: memory may not be reserved while other ranks wait.
+            let most = out.len / width * width.div_ceil(SEGMENT);
+            segments.squares = out.room(self, most * 4)?;
             segments.weight = weight.memory.address();
             segments.out = out.memory.address();
             out.scales = RowScales {

@@ -346,7 +346,7 @@ impl Rows {
         };
         cuda.launch("begin_step", [1; 3], [1024, 1], 0, true, &[&begin])?;
         // What reads the plan may do so before it waits for the kernel before it.
-        cuda.apart.store(true, Ordering::Relaxed);
+        cuda.set_apart();
         Ok(())
     }
 

@@ -3,12 +3,13 @@
 use std::{ops::Range, sync::atomic::Ordering};
 
 use super::{
-    Buffer, Cuda, Element, Kv, Matrix, Rows, Table, Vector,
+    Buffer, Cuda, Element, Kv, Matrix, RowScales, Rows, Table, Vector,
     kernels::Argument,
     mismatch,
     nccl::NcclCollective,
     need,
     peer::{self, PeerCollective},
+    residual::NORM_THREADS,
     want,
 };
 use crate::{
@@ -21,9 +22,6 @@ use crate::{
     sampling::Drawn,
     schedule::Mode,
 };
-
-/// Threads of a norm's block.
-const NORM_THREADS: usize = 512;
 
 /// `struct Vocabulary` of `kernels/step.cu`.
 #[repr(C)]
@@ -106,7 +104,7 @@ impl TransformerOps for Cuda {
         out: &mut Buffer,
     ) -> Result<()> {
         want("embed", "out", out, Element::F32, rows.len() * table.width)?;
-        out.pending = None;
+        out.hold_values();
         let vocabulary = Vocabulary {
             text_first: part.text.start as i32,
             text_len: part.text.len() as i32,
@@ -199,6 +197,12 @@ impl TransformerOps for Cuda {
         let element = out.element;
         want("silu_mul", "gate_up", gate_up, element, 2 * rows * width)?;
         need("silu_mul", "out", out.len, rows * width)?;
+        if gate_up.scales != RowScales::NONE {
+            return Err(mismatch(
+                "silu_mul",
+                "rows of gate_up are yet to be scaled".into(),
+            ));
+        }
         out.hold_values();
         let arguments: [&dyn Argument; 4] = [
             &gate_up.memory.address(),

@@ -7,10 +7,7 @@
 mod communicator;
 mod library;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use cudarc::nccl::sys::ncclUniqueId;
 
@@ -100,7 +97,7 @@ impl Collective<Cuda> for NcclCollective {
         want("gather", "mine", mine, Element::F32, len)?;
         want("gather", "all", all, Element::F32, self.size() * len)?;
         cuda.settle(mine)?;
-        all.pending = None;
+        all.hold_values();
         cuda.profiled(
             || "gather".to_owned(),
             || {
@@ -110,7 +107,7 @@ impl Collective<Cuda> for NcclCollective {
             },
         )?;
         // What comes next waits for all of it.
-        cuda.apart.store(true, Ordering::Relaxed);
+        cuda.set_apart();
         Ok(())
     }
 

@@ -11,9 +11,7 @@ use std::{
 
 use inbox::{FIRST_GATHERED, Inbox, ROOM, SPARE, process};
 
-use super::{
-    Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, residual, wait, want,
-};
+use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, wait, want};
 use crate::{
     Result,
     ops::{Device, Residual, StepRows},
@@ -36,6 +34,9 @@ struct Exchange {
     rank: i32,
     ranks: i32,
 }
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<Exchange>() == 120);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -166,6 +167,14 @@ impl PeerCollective {
         Ok(mine.sums())
     }
 
+    /// `part` of the values that a rank sends, from `first` on; if that is not all, they have been added up.
+    fn piece(cuda: &Cuda, mine: &Buffer, len: usize, first: usize, part: usize) -> Result<Sums> {
+        match part == len {
+            true => Self::sent(cuda, mine, len),
+            false => Ok(Sums::of(mine.memory.address() + 4 * first as u64)),
+        }
+    }
+
     /// The room of what is gathered into `all`.
     fn room_of(&mut self, all: &Buffer) -> Result<usize> {
         let address = all.memory.address();
@@ -209,10 +218,7 @@ impl Collective<Cuda> for PeerCollective {
             cuda.settle(mine)?;
         }
         for (piece, (first, part)) in pieces(len).enumerate() {
-            let sent = match part == len {
-                true => Self::sent(cuda, mine, len)?,
-                false => Sums::of(mine.memory.address() + 4 * first as u64),
-            };
+            let sent = Self::piece(cuda, mine, len, first, part)?;
             let exchange = self.exchange(sent, part, rooms[piece % 2]);
             let out = all.memory.address() + 4 * first as u64;
             self.run(cuda, "gather", &exchange, out, len)?;
@@ -235,10 +241,7 @@ impl Collective<Cuda> for PeerCollective {
             cuda.settle(mine)?;
         }
         for (first, part) in pieces(len) {
-            let sent = match part == len {
-                true => Self::sent(cuda, mine, len)?,
-                false => Sums::of(mine.memory.address() + 4 * first as u64),
-            };
+            let sent = Self::piece(cuda, mine, len, first, part)?;
             let room = self.next_room();
             let exchange = self.exchange(sent, part, room);
             let out = out.memory.address() + 4 * first as u64;
@@ -263,7 +266,7 @@ impl Collective<Cuda> for PeerCollective {
             let room = self.next_room();
             let exchange = self.exchange(sent, len, room);
             let name = format!("exchange_segments_{}", exchange.ranks);
-            let blocks = segments.units().div_ceil(residual::WARPS).min(BLOCKS);
+            let blocks = segments.units().div_ceil(THREADS / 32).min(BLOCKS);
             let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
             return cuda.launch(&name, grid, block, 0, true, &[&exchange, &segments]);
         }

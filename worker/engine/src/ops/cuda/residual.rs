@@ -141,3 +141,13 @@ fn check(to: &Residual<'_, Cuda>) -> Result<()> {
     need(op, "weight", norm.weight.len, to.width)?;
     need(op, "out", norm.out.len, len)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_a_warp_for_each_unit_as_far_as_that_goes() {
+        assert_eq!([0, 1, 8, 9, 27, 10_000].map(warps), [8, 8, 8, 16, 32, 32]);
+    }
+}

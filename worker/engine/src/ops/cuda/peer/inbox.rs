@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use super::rooms::{ROOM, ROOMS};
 use crate::{
     Result,
     ops::cuda::{
@@ -16,14 +17,6 @@ use crate::{
         lock,
     },
 };
-
-/// Values of a rank that a room holds.
-pub(super) const ROOM: usize = 2 << 20;
-/// Rooms: two for sums, in turn, one for each of two buffers that are gathered into, and one for every other piece of what no
-/// room holds. No exchange uses that of the one before it.
-const ROOMS: usize = 5;
-pub(super) const FIRST_GATHERED: usize = 2;
-pub(super) const SPARE: usize = ROOMS - 1;
 
 /// The word of a place that nobody has written to: `EMPTY` of `kernels/exchange.cu`.
 const EMPTY: u32 = (-0.0f32).to_bits();

@@ -3,15 +3,17 @@
 //! while they wait.
 
 mod inbox;
+mod rooms;
 
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use inbox::{FIRST_GATHERED, Inbox, ROOM, SPARE, process};
+use inbox::{Inbox, process};
+use rooms::{ROOM, Rooms, pieces};
 
-use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, wait, want};
+use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, wait, want};
 use crate::{
     Result,
     ops::{Device, Residual, StepRows},
@@ -51,10 +53,7 @@ pub(super) struct Peers(Vec<Arc<Inbox>>);
 pub(super) struct PeerCollective {
     rank: usize,
     inboxes: Vec<Arc<Inbox>>,
-    /// Sums so far, which take two rooms in turn.
-    sums: usize,
-    /// Buffers that are gathered into, each in a room of its own.
-    gathered: Vec<u64>,
+    rooms: Rooms,
     host: Box<dyn Collective<Cuda>>,
     deadline: Duration,
 }
@@ -111,8 +110,7 @@ impl PeerCollective {
         Self {
             rank: meeting.rank,
             inboxes: peers.0,
-            sums: 0,
-            gathered: vec![],
+            rooms: Rooms::default(),
             host: meeting.host,
             deadline: meeting.deadline,
         }
@@ -174,34 +172,6 @@ impl PeerCollective {
             false => Ok(Sums::of(mine.memory.address() + 4 * first as u64)),
         }
     }
-
-    /// The room of what is gathered into `all`.
-    fn room_of(&mut self, all: &Buffer) -> Result<usize> {
-        let address = all.memory.address();
-        let known = self.gathered.iter().position(|&other| other == address);
-        let number = known.unwrap_or(self.gathered.len());
-        if known.is_none() {
-            self.gathered.push(address);
-        }
-        let room = FIRST_GATHERED + number;
-        if room == SPARE {
-            return Err(mismatch("gather", "a third buffer".into()));
-        }
-        Ok(room)
-    }
-
-    /// The room of the next sum.
-    fn next_room(&mut self) -> usize {
-        self.sums += 1;
-        self.sums % 2
-    }
-}
-
-/// The pieces of `len` values that a room holds: their first values and lengths.
-fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..len)
-        .step_by(ROOM)
-        .map(move |first| (first, ROOM.min(len - first)))
 }
 
 impl Collective<Cuda> for PeerCollective {
@@ -212,7 +182,7 @@ impl Collective<Cuda> for PeerCollective {
     fn gather(&mut self, cuda: &Cuda, mine: &Buffer, len: usize, all: &mut Buffer) -> Result<()> {
         want("gather", "mine", mine, Element::F32, len)?;
         want("gather", "all", all, Element::F32, self.size() * len)?;
-        let rooms = [self.room_of(all)?, SPARE];
+        let rooms = self.rooms.of_gather(all.memory.address())?;
         all.hold_values();
         if len > ROOM {
             cuda.settle(mine)?;
@@ -242,7 +212,7 @@ impl Collective<Cuda> for PeerCollective {
         }
         for (first, part) in pieces(len) {
             let sent = Self::piece(cuda, mine, len, first, part)?;
-            let room = self.next_room();
+            let room = self.rooms.of_sum();
             let exchange = self.exchange(sent, part, room);
             let out = out.memory.address() + 4 * first as u64;
             self.run(cuda, "sum", &exchange, out, 0)?;
@@ -263,7 +233,7 @@ impl Collective<Cuda> for PeerCollective {
             && let Some(segments) = cuda.segments(&mut to)?
         {
             let sent = Self::sent(cuda, mine, len)?;
-            let room = self.next_room();
+            let room = self.rooms.of_sum();
             let exchange = self.exchange(sent, len, room);
             let name = format!("exchange_segments_{}", exchange.ranks);
             let blocks = segments.units().div_ceil(THREADS / 32).min(BLOCKS);

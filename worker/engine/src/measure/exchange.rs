@@ -153,9 +153,10 @@ impl<O: Measured> End<O> {
         })
     }
 
-    /// Seconds of an exchange in each run. A failure here frees the other ranks.
+    /// Seconds of an exchange in each run. A failure here, or a panic, frees the other ranks.
     fn time(&mut self, meeting: Meeting<O>) -> Result<Vec<f64>> {
         let abort = meeting.abort.clone();
+        let _panics = FreeOthers(abort.clone());
         let times = self.times(meeting);
         times.inspect_err(|_| abort.abort())
     }
@@ -222,6 +223,17 @@ impl<O: Measured> End<O> {
             ops.drawn(rows)?;
         }
         Ok(seconds / EXCHANGES as f64)
+    }
+}
+
+/// Ends the epoch if the thread that has it panics.
+struct FreeOthers(Abort);
+
+impl Drop for FreeOthers {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.abort();
+        }
     }
 }
 

@@ -94,19 +94,16 @@ template <typename T> __device__ inline T shuffled(const T &v, int distance) { r
 
 // Reductions over a block of WARPS warps in one order, for an `f` that does not mind which side is which; every thread receives the
 // result. `shared` holds WARPS values.
-template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f, T nothing = T()) {
-    static_assert(WARPS <= 32);
+template <int WARPS, typename T, typename F> __device__ inline T block_reduce(T v, T *shared, F f) {
+    static_assert(WARPS <= 32 && (WARPS & (WARPS - 1)) == 0);
 #pragma unroll
     for (int d = 16; d; d /= 2) v = f(v, shuffled(v, d));
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
     __syncthreads();
-    constexpr int POWER = WARPS & (WARPS - 1) ? 32 : WARPS;
-    // Of a number that is no power of two, `nothing` fills up.
-    const int other = threadIdx.x % POWER;
-    v = other < WARPS ? shared[other] : nothing;
+    v = shared[threadIdx.x % WARPS];
 #pragma unroll
-    for (int d = POWER / 2; d; d /= 2) v = f(v, shuffled(v, d));
+    for (int d = WARPS / 2; d; d /= 2) v = f(v, shuffled(v, d));
     return v;
 }
 template <int WARPS, typename T> __device__ inline T block_sum(T v, T *shared) {

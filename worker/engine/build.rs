@@ -59,6 +59,7 @@ fn compile() -> Result<(), String> {
             &source,
             &root.join("kernels/common.cuh"),
             &root.join("kernels/residual.cuh"),
+            &root.join("kernels/share.cuh"),
             &root.join("kernels/wgmma.cuh"),
             &nvcc,
         ];

@@ -101,12 +101,15 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
     wait_previous();
     const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
     for (int unit = first; unit < r.units(); unit += step)
-        if (r.column(unit) < r.width) give<float4>(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4);
+        if (r.column(unit) < r.width) {
+            give<float4>(p, r.at(unit) / 4);
+            p.mine.drop(r.at(unit));
+        }
     bool over = false;
     for (int unit = first; unit < r.units(); unit += step) {
         float4 values[COUNT];
         const Residual::Part part = r.read(unit);
-        take(p, ((size_t)r.row(unit) * r.width + r.column(unit)) / 4, r.column(unit) < r.width, over, values);
+        take(p, r.at(unit) / 4, r.column(unit) < r.width, over, values);
         r.write(unit, part, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
     }
 }

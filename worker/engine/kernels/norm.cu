@@ -69,8 +69,10 @@ extern "C" __global__ void __launch_bounds__(1024)
     let_next_start();
     wait_previous();
     const int warps = blockDim.x / 32;
-    for (int unit = blockIdx.x * warps + threadIdx.x / 32; unit < p.units(); unit += gridDim.x * warps)
+    for (int unit = blockIdx.x * warps + threadIdx.x / 32; unit < p.units(); unit += gridDim.x * warps) {
         p.write(unit, p.read(unit), delta.planes, [&](size_t at, int column) { return delta.four(at, column); });
+        if (p.column(unit) < p.width) delta.drop(p.at(unit));
+    }
 }
 
 // out[i] = norm of h[picked[i]] with the weight of text or of multimodal rows; zeros where picked[i] is -1.

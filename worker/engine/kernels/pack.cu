@@ -38,9 +38,10 @@ extern "C" __global__ void __launch_bounds__(256) pack(const __grid_constant__ P
     }
 }
 
-// Weights as product.cu reads them: [tile of 64 outputs][block of 64 columns][output][columns in groups of 8, of which output o has
-// group i at i ^ (o % 8)]. A gated weight has its gates first, then as many ups: tile t holds gates 32t… and their ups, eight of
-// each in turn. What no stored row fills must have been cleared. One thread packs a group. grid-stride, block 256.
+// Weights as product.cu reads them: [tile of 64 outputs][block of 64 columns][place][columns in groups of 8, of which place i has
+// group j at j ^ (i % 8)]. Of sixteen outputs the even ones have the first places, so that a lane of the MMA has two neighbours. A
+// gated weight has its gates first, then as many ups: tile t holds gates 32t… and their ups, eight of each in turn. What no stored
+// row fills must have been cleared. One thread packs a group. grid-stride, block 256.
 struct TilePacking {
     uint4 *packed;
     const bf16 *raw; // `rows` rows of `cols`, the first of which is row `first_row` of the weight
@@ -63,13 +64,14 @@ extern "C" __global__ void __launch_bounds__(256) pack_tiles(const __grid_consta
         const unsigned short *raw = reinterpret_cast<const unsigned short *>(p.raw) + (size_t)row * p.cols;
         unsigned v[8];
         for (int k = 0; k < 8; k++) v[k] = col + k < p.last_col[chunk] ? raw[col + k] : 0;
-        int out = p.first_row + row;
+        const int out = p.first_row + row;
+        int place = out / 16 * 16 + out % 2 * 8 + out % 16 / 2;
         if (p.gates) {
             const bool up = out >= p.gates;
             const int channel = up ? out - p.gates : out;
-            out = channel / 8 * 16 + channel % 8 + 8 * up;
+            place = channel / 8 * 16 + channel % 8 + 8 * up;
         }
-        p.packed[(((size_t)(out / 64) * p.blocks + block) * 64 + out % 64) * 8 + (group ^ out % 8)] =
+        p.packed[(((size_t)(place / 64) * p.blocks + block) * 64 + place % 64) * 8 + (group ^ place % 8)] =
             make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
     }
 }

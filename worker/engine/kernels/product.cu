@@ -10,31 +10,13 @@
 // multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
 // outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
-// A block has two warpgroups that compute, each every other tile, and two warps that fetch, one the weights, one x. Weights do not
-// wait for the kernel before. grid: any; block 320; dynamic shared memory of ring_bytes.
-#include "common.cuh"
-
-constexpr int TILE = 64;
-constexpr int BLOCK = 64;
-constexpr int TILE_BYTES = TILE * BLOCK * 2;
+// A block has two warpgroups that compute, each every other tile, two warps that fetch, one the weights, one x, and one that finds
+// the scales. Weights do not wait for the kernel before. grid: any; block 352; dynamic shared memory of ring_bytes.
+#include "share.cuh"
 
 struct alignas(128) TensorMap {
     char opaque[128];
 };
-
-struct Product {
-    const bf16 *w;
-    void *out;
-    RowScales scales;
-    int rows, outs, tiles;
-    // Blocks of a tile, in all chunks.
-    int blocks;
-    int chunks;
-    // First block of each chunk, first column.
-    int first_block[CHUNKS + 1];
-    int first_col[CHUNKS];
-};
-static_assert(sizeof(Product) == 128);
 
 // Activations whose chunks do not begin where the copy engine can (multiples of 16 bytes): each at its first block, zeros between.
 struct Spread {
@@ -69,47 +51,6 @@ __device__ inline void copy_tensor(unsigned shared, const TensorMap *map, int co
                  : "memory");
 }
 
-// What a block works through. Units are a tile of FOLD chunks; a block has a contiguous share of them, in items of up to MOST
-// tiles of the same chunks, each for one tile of ROWS rows after the other.
-template <int MOST, int ROWS, int FOLD> struct Share {
-    const Product &p;
-    int unit, end;
-    int chunk, tile, tiles; // of the item
-    int row;
-    int block, last_block;
-
-    __device__ Share(const Product &p) : p(p) {
-        const long long units = p.chunks / FOLD * p.tiles;
-        unit = blockIdx.x * units / gridDim.x;
-        end = (blockIdx.x + 1) * units / gridDim.x;
-        enter();
-    }
-    __device__ void enter() {
-        if (unit >= end) return;
-        chunk = unit / p.tiles * FOLD;
-        tile = unit % p.tiles;
-        const int all = min(end - unit, p.tiles - tile), items = (all + MOST - 1) / MOST;
-        tiles = (all + items - 1) / items;
-        row = 0;
-        block = p.first_block[chunk];
-        last_block = p.first_block[chunk + FOLD];
-    }
-    __device__ bool more() const { return unit < end; }
-    __device__ void next() {
-        block = p.first_block[chunk];
-        row += ROWS;
-        if (row < p.rows) return;
-        unit += tiles;
-        enter();
-    }
-    // The column of x where the present block begins.
-    __device__ int column() const {
-        int of = chunk;
-        if (FOLD == 2 && block >= p.first_block[chunk + 1]) of++;
-        return p.first_col[of] + (block - p.first_block[of]) * BLOCK;
-    }
-};
-
 // A place in a ring, and the parity of its present turn.
 template <int SLOTS> struct Place {
     int slot = 0, parity;
@@ -125,63 +66,75 @@ template <int SLOTS> struct Place {
 
 enum Output { PARTIAL, GATED };
 
-// A tile's sums for N rows: lane (g, t) of warp w has outputs 16w + g and + 8 of rows 8i + 2t and + 1. Lanes of neighbouring
-// outputs exchange, so that each writes two of one row. `scales` begin at row0.
-template <int N, Output OUTPUT>
-__device__ inline void write_sums(const Product &p, int plane, int tile, int row0, const float *scales, float (&v)[N / 2]) {
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+// A tile's sums for N rows: lane (g, t) of warp w has, of rows 8i + 2t + k, what lies at 16w + g in v[4i + k] and what lies at
+// 16w + 8 + g in v[4i + 2 + k]: outputs 16w + 2g and the next, or gate 8w + g and its up. `scales` begin at row0.
+template <int N> __device__ inline void scale_sums(const Product &p, const float *scales, float (&v)[N / 2]) {
+    if (!p.scales.squares) return;
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < N / 8; i++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
+}
+
+template <int N> __device__ inline void write_sums(const Product &p, int plane, int tile, int row0, float (&v)[N / 2]) {
+    const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int out = tile * TILE + 16 * warp + 2 * g, left = p.outs - out;
+    const int row = row0 + 2 * t, rows = p.rows - row;
+    float *to = static_cast<float *>(p.out) + ((size_t)plane * p.rows + row) * p.outs + out;
+    const bool pairs = p.outs % 2 == 0;
+#pragma unroll
+    for (int i = 0; i < N / 8; i++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float *at = to + (size_t)(8 * i + k) * p.outs;
+            if (8 * i + k >= rows) continue;
+            if (pairs && left > 0)
+                *reinterpret_cast<float2 *>(at) = {v[4 * i + k], v[4 * i + 2 + k]};
+            else {
+                if (left > 0) at[0] = v[4 * i + k];
+                if (left > 1) at[1] = v[4 * i + 2 + k];
+            }
+        }
+}
+
+// Lanes of neighbouring channels exchange, so that each writes two of one row.
+template <int N> __device__ inline void write_activations(const Product &p, int tile, int row0, float (&v)[N / 2]) {
+    const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const bool odd = g % 2;
-    auto swap = [&](float a, float b) {
-        const float other = __shfl_xor_sync(FULL, odd ? a : b, 4);
-        return odd ? make_float2(other, b) : make_float2(a, other);
-    };
+    const int width = p.outs / 2, channel = tile * (TILE / 2) + 8 * warp + (g & ~1), left = width - channel;
+    const int row = row0 + 2 * t + odd, rows = p.rows - row;
+    bf16 *to = static_cast<bf16 *>(p.out) + (size_t)row * width + channel;
+    const bool pairs = width % 2 == 0;
+    // Beyond 2^126 the quick division gives 0, which is the limit.
+    auto silu = [](float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; };
 #pragma unroll
     for (int i = 0; i < N / 8; i++) {
-        const int row = row0 + 8 * i + 2 * t + odd;
-        if (p.scales.squares)
-#pragma unroll
-            for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
-        if constexpr (OUTPUT == GATED) {
-            // Beyond 2^126 the quick division gives 0, which is the limit.
-            auto silu = [](float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; };
-            const float2 two = swap(silu(v[4 * i], v[4 * i + 2]), silu(v[4 * i + 1], v[4 * i + 3]));
-            const int out = tile * (TILE / 2) + 8 * warp + (g & ~1), width = p.outs / 2;
-            bf16 *to = static_cast<bf16 *>(p.out) + (size_t)row * width + out;
-            if (row < p.rows) {
-                if (width % 2 == 0 && out < width)
-                    *reinterpret_cast<unsigned *>(to) = pair(two.x, two.y);
-                else {
-                    if (out < width) to[0] = from_float<bf16>(two.x);
-                    if (out + 1 < width) to[1] = from_float<bf16>(two.y);
-                }
-            }
-        } else {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float2 two = swap(v[4 * i + 2 * half], v[4 * i + 2 * half + 1]);
-                const int out = tile * TILE + 16 * warp + 8 * half + (g & ~1);
-                float *to = static_cast<float *>(p.out) + ((size_t)plane * p.rows + row) * p.outs + out;
-                if (row < p.rows) {
-                    if (p.outs % 2 == 0 && out < p.outs)
-                        *reinterpret_cast<float2 *>(to) = two;
-                    else {
-                        if (out < p.outs) to[0] = two.x;
-                        if (out + 1 < p.outs) to[1] = two.y;
-                    }
-                }
-            }
+        const float a = silu(v[4 * i], v[4 * i + 2]), b = silu(v[4 * i + 1], v[4 * i + 3]);
+        const float other = __shfl_xor_sync(FULL, odd ? a : b, 4);
+        const float low = odd ? other : a, high = odd ? b : other;
+        bf16 *at = to + (size_t)8 * i * width;
+        if (8 * i >= rows) continue;
+        if (pairs && left > 0)
+            *reinterpret_cast<unsigned *>(at) = pair(low, high);
+        else {
+            if (left > 0) at[0] = from_float<bf16>(low);
+            if (left > 1) at[1] = from_float<bf16>(high);
         }
     }
 }
 
-// N rows an instruction, REPEAT of them; TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots.
-template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
-    static constexpr int ROWS = N * REPEAT, INPUT_BYTES = ROWS * BLOCK * 2;
-    using Items = Share<2 * TILES, ROWS, FOLD>;
+// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots. With SPLITS, warpgroups share a tile that is
+// alone in its item: each has half of the rows.
+template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
+    static constexpr bool SPLITS = ROWS == 256;
+    static_assert(!SPLITS || (TILES == 1 && FOLD == 1));
+    static constexpr int SCALES = ROWS, BOX = SPLITS ? ROWS / 2 : ROWS, ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
+    using Items = Share<2 * TILES, ROWS, FOLD, SPLITS>;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
-    float *scales;                      // [warpgroups, ROWS], of the rows that a warpgroup is at
+    float *scales;                      // [ROWS], of the rows that are made
 
     __device__ Kernel(const Product &p, const void *shared, float *scales) : p(p), scales(scales) {
         weights = (shared_address(shared) + 1023) & ~1023u;
@@ -191,18 +144,22 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
     // Of each slot: filled, then 8 bytes on, read by all warps that read it.
     __device__ unsigned weight_barrier(int slot) const { return barriers + 16 * slot; }
     __device__ unsigned input_barrier(int slot) const { return barriers + 16 * (WEIGHTS + slot); }
+    // Of the scales, the same.
+    __device__ unsigned scale_barrier() const { return barriers + 16 * (WEIGHTS + INPUTS); }
 
     __device__ void run(const TensorMap *x) {
         let_next_start();
         if (threadIdx.x == 0) {
             for (int i = 0; i < WEIGHTS; i++) {
                 barrier_init(weight_barrier(i), 1);
-                barrier_init(weight_barrier(i) + 8, 4);
+                barrier_init(weight_barrier(i) + 8, SPLITS ? 8 : 4);
             }
             for (int i = 0; i < INPUTS; i++) {
                 barrier_init(input_barrier(i), 1);
                 barrier_init(input_barrier(i) + 8, 8);
             }
+            barrier_init(scale_barrier(), 32);
+            barrier_init(scale_barrier() + 8, 8);
             barrier_init_fence();
         }
         __syncthreads();
@@ -213,6 +170,8 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
             fetch_weights();
         else if (threadIdx.x == 288)
             fetch_inputs(x);
+        else if (threadIdx.x >= 320)
+            find_scales();
     }
 
     __device__ void fetch_weights() const {
@@ -236,67 +195,94 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
         copies_see_writes();
         for (Items at(p); at.more(); at.next())
             for (; at.block < at.last_block; at.block++) {
-                barrier_wait(input_barrier(place.slot) + 8, place.parity);
-                barrier_expect(input_barrier(place.slot), INPUT_BYTES);
-                copy_tensor(inputs + place.slot * INPUT_BYTES, x, at.column(), at.row, input_barrier(place.slot));
+                const unsigned barrier = input_barrier(place.slot);
+                barrier_wait(barrier + 8, place.parity);
+                barrier_expect(barrier, at.rows * ROW_BYTES);
+                for (int row = at.from; row < at.from + at.rows; row += BOX)
+                    copy_tensor(inputs + place.slot * INPUT_BYTES + row * ROW_BYTES, x, at.column(), at.row + row, barrier);
                 place.advance(1);
             }
     }
 
-    // By a warpgroup.
-    __device__ void find_scales(int group, int row0) const {
+    // By a warp, while products are made, which need scales only in the end.
+    __device__ void find_scales() const {
         if (!p.scales.squares) return;
-        auto meet = [&] {
-            if (group == 0)
-                asm volatile("bar.sync 1, 128;" ::: "memory");
-            else
-                asm volatile("bar.sync 2, 128;" ::: "memory");
-        };
-        meet();
-        for (int i = threadIdx.x % 128; i < ROWS && row0 + i < p.rows; i += 128) scales[group * ROWS + i] = p.scales.of(row0 + i);
-        meet();
+        constexpr int MINE = (ROWS + 31) / 32;
+        int row = -1, parity = 1;
+        wait_previous();
+        for (Items at(p); at.more(); at.next()) {
+            if (at.row == row) continue;
+            row = at.row;
+            float found[MINE];
+#pragma unroll
+            for (int i = 0; i < MINE; i++) {
+                const int of = row + 32 * i + threadIdx.x % 32;
+                found[i] = of < p.rows ? p.scales.of(of) : 0.f;
+            }
+            barrier_wait(scale_barrier() + 8, parity);
+            parity ^= 1;
+#pragma unroll
+            for (int i = 0; i < MINE; i++)
+                if (32 * i + threadIdx.x % 32 < ROWS) scales[32 * i + threadIdx.x % 32] = found[i];
+            barrier_arrive(scale_barrier());
+        }
     }
 
     __device__ void compute(int group) const {
         Place<INPUTS> input(0);
         Place<WEIGHTS> weight(0);
-        int row = -1;
+        int row = -1, turn = 1; // of the scales
         // Chunks without columns are written without waiting for x.
         wait_previous();
         for (Items at(p); at.more(); at.next()) {
-            if (at.row != row) find_scales(group, row = at.row);
-            // Tiles of this warpgroup: every other one of the item.
-            switch ((at.tiles - group + 1) / 2) {
-            case 0: item<0>(at, group, input, weight); break;
-            case 1: item<1>(at, group, input, weight); break;
-            default: item<TILES>(at, group, input, weight);
+            if (at.row != row) {
+                __syncwarp();
+                if (row >= 0 && threadIdx.x % 32 == 0) barrier_arrive(scale_barrier() + 8);
+                row = at.row;
+                turn ^= 1;
+            }
+            if constexpr (SPLITS) {
+                if (at.tiles == 2)
+                    item<1, ROWS>(at, group, 0, input, weight, turn);
+                else if (at.rows == ROWS)
+                    item<1, ROWS / 2>(at, 0, group * ROWS / 2, input, weight, turn);
+                else
+                    item<1, ROWS / 4>(at, 0, at.from + group * ROWS / 4, input, weight, turn);
+            } else {
+                // Tiles of this warpgroup: every other one of the item.
+                switch ((at.tiles - group + 1) / 2) {
+                case 0: item<0, ROWS>(at, group, 0, input, weight, turn); break;
+                case 1: item<1, ROWS>(at, group, 0, input, weight, turn); break;
+                default: item<TILES, ROWS>(at, group, 0, input, weight, turn);
+                }
             }
         }
     }
 
-    template <int MINE>
-    __device__ void item(const Items &at, int group, Place<INPUTS> &input, Place<WEIGHTS> &weight) const {
-        float sums[MINE + 1][REPEAT][N / 2], first[MINE + 1][REPEAT][N / 2];
+    // MINE tiles, every other one from the item's tile `first` on, for N rows from `from` on.
+    template <int MINE, int N>
+    __device__ __forceinline__ void item(const Items &at, int first, int from, Place<INPUTS> &input, Place<WEIGHTS> &weight, int turn) const {
+        float sums[MINE + 1][N / 2], folded[MINE + 1][N / 2];
         int used_input, used_weights[MINE + 1];
+        // A warp frees a slot of weights for both warpgroups, if each has tiles of its own.
+        const int arrivals = SPLITS && at.tiles == 2 ? 2 : 1;
         // Every warp for itself: warps of a group that has no tile are not held together by anything.
         auto release = [&]() {
             if (threadIdx.x % 32) return;
 #pragma unroll
-            for (int j = 0; j < MINE; j++) barrier_arrive(weight_barrier(used_weights[j]) + 8);
+            for (int j = 0; j < MINE; j++) barrier_arrive(weight_barrier(used_weights[j]) + 8, arrivals);
             barrier_arrive(input_barrier(used_input) + 8);
         };
         auto each = [&](auto &&body) {
 #pragma unroll
             for (int j = 0; j < MINE; j++)
 #pragma unroll
-                for (int r = 0; r < REPEAT; r++)
-#pragma unroll
-                    for (int i = 0; i < N / 2; i++) body(j, r, i);
+                for (int i = 0; i < N / 2; i++) body(j, i);
         };
 #pragma unroll
         for (int f = 0; f < FOLD; f++) {
             const int count = p.first_block[at.chunk + f + 1] - p.first_block[at.chunk + f];
-            each([&](int j, int r, int i) { sums[j][r][i] = 0.f; });
+            each([&](int j, int i) { sums[j][i] = 0.f; });
 #pragma unroll 1
             for (int k = 0; k < count; k++) {
                 int slots[MINE + 1];
@@ -304,20 +290,17 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
 #pragma unroll
                 for (int j = 0; j < MINE; j++) {
                     Place<WEIGHTS> mine = weight;
-                    mine.advance(2 * j + group);
+                    mine.advance(2 * j + first);
                     slots[j] = mine.slot;
                     barrier_wait(weight_barrier(mine.slot), mine.parity);
                 }
                 if (MINE) {
-                    const uint64_t b = operand(inputs + input.slot * INPUT_BYTES);
+                    const uint64_t b = operand(inputs + input.slot * INPUT_BYTES + from * ROW_BYTES);
                     wgmma_fence();
 #pragma unroll
                     for (int i = 0; i < BLOCK / 16; i++)
 #pragma unroll
-                        for (int j = 0; j < MINE; j++)
-#pragma unroll
-                            for (int r = 0; r < REPEAT; r++)
-                                wgmma(sums[j][r], operand(weights + slots[j] * TILE_BYTES) + 2 * i, b + 2 * i + r * (N * BLOCK * 2 >> 4));
+                        for (int j = 0; j < MINE; j++) wgmma(sums[j], operand(weights + slots[j] * TILE_BYTES) + 2 * i, b + 2 * i);
                     wgmma_commit();
                     // The block before has been read.
                     wgmma_wait<1>();
@@ -331,45 +314,51 @@ template <int N, int REPEAT, int TILES, int WEIGHTS, int INPUTS, int FOLD, Outpu
             }
             if (MINE) wgmma_wait<0>();
             if (count) release();
-            if (FOLD == 2 && f == 0) each([&](int j, int r, int i) { first[j][r][i] = sums[j][r][i]; });
-            if (FOLD == 2 && f == 1) each([&](int j, int r, int i) { sums[j][r][i] = first[j][r][i] + sums[j][r][i]; });
+            if (FOLD == 2 && f == 0) each([&](int j, int i) { folded[j][i] = sums[j][i]; });
+            if (FOLD == 2 && f == 1) each([&](int j, int i) { sums[j][i] = folded[j][i] + sums[j][i]; });
         }
+        if (p.scales.squares) barrier_wait(scale_barrier(), turn);
 #pragma unroll
-        for (int j = 0; j < MINE; j++)
-#pragma unroll
-            for (int r = 0; r < REPEAT; r++) write_sums<N, OUTPUT>(p, at.chunk / FOLD, at.tile + 2 * j + group, at.row + r * N, scales + group * ROWS + r * N, sums[j][r]);
+        for (int j = 0; j < MINE; j++) {
+            const int tile = at.tile + 2 * j + first, row0 = at.row + from;
+            scale_sums<N>(p, scales + from, sums[j]);
+            if constexpr (OUTPUT == GATED)
+                write_activations<N>(p, tile, row0, sums[j]);
+            else
+                write_sums<N>(p, at.chunk / FOLD, tile, row0, sums[j]);
+        }
     }
 };
 
 #define RUN(...)                                                                                                       \
     extern __shared__ char shared[];                                                                                   \
     using Made = Kernel<__VA_ARGS__>;                                                                                  \
-    __shared__ float scales[2 * Made::ROWS];                                                                           \
+    __shared__ float scales[Made::SCALES];                                                                             \
     Made(p, shared, scales).run(&x);
 #else
 #define RUN(...)
 #endif
 
-// The rows of a kernel, then as `Kernel` has them; ops/cuda/product.rs has the same table.
+// As `Kernel` has them; ops/cuda/product.rs has the same table.
 #define PRODUCT(NAME, ...)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(320, 1)                                                               \
+    extern "C" __global__ void __launch_bounds__(352, 1)                                                               \
         product_##NAME(const __grid_constant__ Product p, const __grid_constant__ TensorMap x) {                       \
         RUN(__VA_ARGS__)                                                                                               \
     }
-PRODUCT(8, 8, 1, 2, 24, 16, 1, PARTIAL)
-PRODUCT(8_fold, 8, 1, 2, 24, 16, 2, PARTIAL)
-PRODUCT(8_gated, 8, 1, 2, 24, 16, 1, GATED)
-PRODUCT(16, 16, 1, 2, 22, 14, 1, PARTIAL)
-PRODUCT(16_fold, 16, 1, 2, 22, 14, 2, PARTIAL)
-PRODUCT(16_gated, 16, 1, 2, 22, 14, 1, GATED)
-PRODUCT(32, 32, 1, 2, 20, 10, 1, PARTIAL)
-PRODUCT(32_fold, 32, 1, 2, 20, 10, 2, PARTIAL)
-PRODUCT(32_gated, 32, 1, 2, 20, 10, 1, GATED)
-PRODUCT(64, 64, 1, 2, 18, 6, 1, PARTIAL)
-PRODUCT(64_fold, 64, 1, 1, 16, 8, 2, PARTIAL)
-PRODUCT(64_gated, 64, 1, 2, 18, 6, 1, GATED)
-PRODUCT(128, 128, 1, 2, 14, 6, 1, PARTIAL)
-PRODUCT(128_fold, 128, 1, 1, 12, 7, 2, PARTIAL)
-PRODUCT(128_gated, 128, 1, 2, 14, 6, 1, GATED)
-PRODUCT(256, 128, 2, 1, 10, 4, 1, PARTIAL)
-PRODUCT(256_gated, 128, 2, 1, 10, 4, 1, GATED)
+PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL)
+PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL)
+PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED)
+PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL)
+PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL)
+PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED)
+PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL)
+PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL)
+PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED)
+PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL)
+PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL)
+PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED)
+PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL)
+PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL)
+PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED)
+PRODUCT(256, 256, 1, 10, 4, 1, PARTIAL)
+PRODUCT(256_gated, 256, 1, 10, 4, 1, GATED)

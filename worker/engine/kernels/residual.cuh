@@ -21,6 +21,7 @@ struct Residual {
     // The lane's row and first column of a unit.
     __device__ int row(int unit) const { return unit / segments(); }
     __device__ int column(int unit) const { return unit % segments() * SEGMENT + threadIdx.x % 32 * 4; }
+    __device__ size_t at(int unit) const { return (size_t)row(unit) * width + column(unit); }
 
     // What a lane reads of a unit.
     struct Part {

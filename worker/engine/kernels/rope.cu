@@ -53,6 +53,8 @@ __device__ inline void rope_append(const Rows &rows, const Sums &qkv, float *que
             b[k] = b[k] * cos[k] + a[k] * sin[k];
             a[k] = turned;
         }
+    qkv.drop(at);
+    qkv.drop(at + half);
     if (head < heads) {
         *reinterpret_cast<float4 *>(queries + at) = {a[0], a[1], a[2], a[3]};
         *reinterpret_cast<float4 *>(queries + at + half) = {b[0], b[1], b[2], b[3]};

@@ -266,7 +266,8 @@ pub trait TransformerOps: Device {
 
     /// `h[r] += delta[r]` (of multimodal rows only, if so flagged; nothing if `delta` is `None`), then, if there is a norm,
     /// `out[r] = weight · h[r] / sqrt(mean(h[r]²) + eps)`. A device may leave the division to whoever reads `out`.
-    fn residual(&self, delta: Option<&Self::Buffer>, to: Residual<'_, Self>) -> Result<()>
+    /// `delta` is read for the last time.
+    fn residual(&self, delta: Option<&mut Self::Buffer>, to: Residual<'_, Self>) -> Result<()>
     where
         Self: Sized;
 
@@ -339,7 +340,7 @@ pub trait TransformerOps: Device {
     ) -> Result<()>;
 
     /// Adds `count` parts (a power of two of them) `[count, len]` as a balanced binary tree. A device may do so where `out` is
-    /// read: `parts` stay as they are until then.
+    /// read: `parts` stay as they are until then, and may be gone after that.
     fn tree_sum(
         &self,
         parts: &Self::Buffer,

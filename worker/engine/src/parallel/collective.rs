@@ -54,13 +54,14 @@ pub trait Collective<D: Device>: Send {
     }
 
     /// [`Collective::sum`], added to a residual stream ([`TransformerOps::residual`]): one of the even number of sums of a step.
+    /// `mine` is read for the last time.
     ///
     /// # Errors
     /// As [`Collective::gather`].
     fn sum_into(
         &mut self,
         device: &D,
-        mine: &D::Buffer,
+        mine: &mut D::Buffer,
         room: &mut SumRoom<D>,
         to: Residual<'_, D>,
     ) -> Result<()>
@@ -69,7 +70,7 @@ pub trait Collective<D: Device>: Send {
     {
         let len = to.rows.len() * to.width;
         self.sum(device, mine, len, &mut room.all, &mut room.sum)?;
-        device.residual(Some(&room.sum), to)
+        device.residual(Some(&mut room.sum), to)
     }
 
     /// Whether values meet on the devices, in the order of their other operations, so that a device

@@ -78,6 +78,9 @@ fn attention_is_that_of_the_cpu() {
         &[(0, 500..1000)],
         &[(2, 0..1), (0, 1000..1004), (1, 3..5)],
         &[(1, 5..6), (0, 1004..1006), (2, 1..2)],
+        // No row sees another.
+        &[(0, 1006..1007), (2, 2..3), (1, 6..7)],
+        &[(1, 7..8), (0, 1007..1008)],
     ];
     for heads in [GROUP_OF_SEVEN, UNEVEN, TINY] {
         for window in [None, Some(1), Some(5), Some(300)] {
@@ -118,6 +121,21 @@ fn a_row_attends_alike_in_any_step() {
                         .collect::<Vec<_>>(),
                 )
                 .0;
+                let alone = run(
+                    &cuda,
+                    heads,
+                    None,
+                    &[
+                        first,
+                        &[(0, 500..start)],
+                        &[(1, 0..1), (0, start..start + 1)],
+                    ]
+                    .into_iter()
+                    .filter(|work| !work[0].1.is_empty())
+                    .collect::<Vec<_>>(),
+                )
+                .0;
+                assert_same_bits("a row alone", &alone[width..], &few[7 * width..8 * width]);
                 let same = &whole[(start as usize - 500) * width..(end as usize - 500) * width];
                 assert_same_bits(
                     &format!("{precision:?} from {start}"),

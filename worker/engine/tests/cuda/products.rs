@@ -73,7 +73,8 @@ fn products_are_those_of_the_cpu() {
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     let _gpu = alone();
-    for (outs, cols) in [(100, 512), (8200, 256), (40, 296), (72, 1792)] {
+    // Of many rows, tiles of outputs that are no even share are split by rows, in two or in four.
+    for (outs, cols) in [(100, 512), (9960, 128), (12290, 72), (40, 296), (72, 1792)] {
         let most = 512;
         let x = noise(5, most * cols);
         let cuda = gpu(Precision::Bf16);
@@ -140,12 +141,21 @@ fn chunks_of_any_number_of_ranks_sum_to_the_same_bits() {
     ] {
         let chunks = bounds(lengths);
         let cols = chunks[7].end;
-        for rows in [1, 20, 70] {
-            let outs = 90;
+        for (rows, outs) in [(1, 90), (20, 90), (70, 90), (140, 1300), (300, 2500)] {
             let x = noise(8, rows * cols);
             let cuda = gpu(Precision::Bf16);
             let whole = chunked(&cuda, rows, outs, 0..cols, &chunks, &x, cols);
             let whole = cuda.download(&whole).unwrap();
+            for few in [1, 30, 128, 200] {
+                let few = few.min(rows);
+                let some = chunked(&cuda, few, outs, 0..cols, &chunks, &x[..few * cols], cols);
+                let some = cuda.download(&some).unwrap();
+                assert_same_bits(
+                    &format!("{few} of {rows} rows"),
+                    &some,
+                    &whole[..few * outs],
+                );
+            }
             let cpu = Cpu::new();
             let w = cpu
                 .matrix(&[MatrixPart::whole(tensor(&[outs, cols], 7))])
@@ -200,7 +210,15 @@ fn gated<O: TransformerOps>(
 #[test]
 fn gated_products_are_those_of_the_cpu_and_alike_in_any_batch() {
     let _gpu = alone();
-    for (width, cols) in [(40, 64), (33, 96), (1000, 256), (129, 1792), (12, 7)] {
+    for (width, cols) in [
+        (40, 64),
+        (33, 96),
+        (1000, 256),
+        (129, 1792),
+        (12, 7),
+        (4990, 64),
+        (6144, 72),
+    ] {
         let most = 300;
         let x = noise(13, most * cols);
         let want = gated(&Cpu::new(), (most, width, cols), &x);

@@ -73,13 +73,13 @@ fn small_operations<O: TransformerOps>(ops: &O, count: u32, width: usize) -> Vec
         ops.embed(&table, &part, rows, &mut h)?;
         results.push(ops.read(&h, used)?);
         let norm = self::norm(&a, &mut out);
-        ops.residual(Some(&delta), stream(&mut h, rows, width, true, norm))?;
+        ops.residual(Some(&mut delta), stream(&mut h, rows, width, true, norm))?;
         results.push(ops.read(&h, used)?);
         results.push(ops.read(&out, used)?);
         let norm = self::norm(&b, &mut out);
         ops.residual(None, stream(&mut h, rows, width, false, norm))?;
         results.push(ops.read(&out, used)?);
-        ops.residual(Some(&delta), stream(&mut h, rows, width, false, None))?;
+        ops.residual(Some(&mut delta), stream(&mut h, rows, width, false, None))?;
         results.push(ops.read(&h, used)?);
         ops.final_norm(&h, (&a, &b), rows, Mode::Image, 1e-6, &mut out)?;
         results.push(ops.read(&out, picked * width)?);

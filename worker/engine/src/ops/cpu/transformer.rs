@@ -182,7 +182,7 @@ impl TransformerOps for Cpu {
         self.rms_norm_select(&selected, weights, &multimodal, eps, out)
     }
 
-    fn residual(&self, delta: Option<&Buffer>, to: Residual<'_, Self>) -> Result<()> {
+    fn residual(&self, delta: Option<&mut Buffer>, to: Residual<'_, Self>) -> Result<()> {
         let Residual {
             h,
             rows,

@@ -3,6 +3,11 @@
 use super::{Cuda, driver::Memory, kernels::Argument, mismatch, need};
 use crate::Result;
 
+/// Bytes that the L2 cache writes back together.
+const LINE: usize = 128;
+/// Bytes of planes that are worth dropping: what is written back meanwhile is more than it takes.
+const DROPPED: usize = 1 << 20;
+
 /// Element type of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Element {
@@ -37,6 +42,8 @@ pub struct Buffer {
     pub(super) pending: Option<Pending>,
     /// What rows are yet to be multiplied by.
     pub(super) scales: RowScales,
+    /// Whether whoever read the planes has dropped them.
+    spent: bool,
     /// Room for planes, or for what scales rows. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
     rooms: Vec<Memory>,
 }
@@ -59,6 +66,7 @@ pub(super) struct Sums {
     bias: u64,
     stride: usize,
     count: i32,
+    spent: i32,
 }
 
 // As the kernels assert it.
@@ -81,6 +89,7 @@ impl Sums {
         bias: 0,
         stride: 0,
         count: 0,
+        spent: 0,
     };
 
     /// Values at `address`.
@@ -124,6 +133,7 @@ impl Buffer {
             element,
             pending: None,
             scales: RowScales::NONE,
+            spent: false,
             rooms: Vec::new(),
         })
     }
@@ -143,6 +153,7 @@ impl Buffer {
     pub(super) fn hold_values(&mut self) {
         self.pending = None;
         self.scales = RowScales::NONE;
+        self.spent = false;
     }
 
     /// What the first `rows` rows of `width` values are yet to be multiplied by.
@@ -179,7 +190,31 @@ impl Buffer {
                 bias: pending.bias,
                 stride: pending.rows * pending.width,
                 count: pending.count as i32,
+                spent: 0,
             },
+        }
+    }
+
+    /// [`Buffer::sums`], for a kernel after which nobody reads the values, and which need not leave them. It reads runs of `run` values.
+    pub(super) fn spend(&mut self, run: usize) -> Sums {
+        let mut sums = self.sums();
+        if let Some(pending) = self.pending.take() {
+            let bytes = pending.count * sums.stride * 4;
+            self.spent = true;
+            let lines = [run, sums.stride].map(|of| of.is_multiple_of(LINE / 4));
+            sums.spent = i32::from(lines == [true; 2] && bytes >= DROPPED);
+        }
+        sums
+    }
+
+    /// Refuses values that are gone.
+    pub(super) fn check(&self, op: &str) -> Result<()> {
+        match self.spent {
+            true => Err(mismatch(
+                op,
+                "values that were read for the last time".into(),
+            )),
+            false => Ok(()),
         }
     }
 }
@@ -199,6 +234,7 @@ pub(super) fn want(
     element: Element,
     len: usize,
 ) -> Result<()> {
+    buffer.check(op)?;
     if buffer.element != element {
         return Err(mismatch(
             op,

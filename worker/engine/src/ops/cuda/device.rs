@@ -12,6 +12,7 @@ use crate::{
 impl Cuda {
     /// Brings the values of `buffer` into its memory.
     pub(super) fn settle(&self, buffer: &Buffer) -> Result<()> {
+        buffer.check("read")?;
         match buffer.pending {
             Some(pending) => self.finish(pending, buffer),
             None => Ok(()),

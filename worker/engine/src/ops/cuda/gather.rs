@@ -21,12 +21,12 @@ impl Cuda {
         out: &mut Buffer,
     ) -> Result<()> {
         let op = "tree_sum";
+        out.hold_values();
         want(op, "out", out, Element::F32, len)?;
         want(op, "parts", parts, Element::F32, count * len)?;
         if !matches!(count, 1 | 2 | 4 | 8) {
             return Err(mismatch(op, format!("{count} parts")));
         }
-        out.hold_values();
         out.pending = Some(Pending {
             planes: self.finished(parts)?,
             bias: 0,

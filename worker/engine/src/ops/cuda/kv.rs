@@ -165,9 +165,11 @@ impl Cuda {
             rows.len() * all * head_dim,
         )?;
         kv.check("rope_append", layer, rows)?;
+        let sums = qkv.spend(head_dim / 2);
+        qkv.hold_values();
         let arguments: [&dyn Argument; 8] = [
             &rows.argument(),
-            &qkv.sums(),
+            &sums,
             &qkv.memory.address(),
             &(heads as i32),
             &(kv_heads as i32),
@@ -179,8 +181,6 @@ impl Cuda {
         let threads = head_dim / ROPE_VALUES;
         let together = all.min(ROPE_THREADS / threads);
         let grid = [rows.len(), all.div_ceil(together), 1];
-        self.launch(&name, grid, [threads, together], 0, true, &arguments)?;
-        qkv.pending = None;
-        Ok(())
+        self.launch(&name, grid, [threads, together], 0, true, &arguments)
     }
 }

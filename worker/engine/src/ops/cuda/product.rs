@@ -11,11 +11,13 @@ pub(super) const TILE: usize = 64;
 /// Bytes of a tile's block.
 const TILE_BYTES: usize = TILE * TILE * 2;
 /// Threads of a block.
-const THREADS: usize = 320;
+const THREADS: usize = 352;
 /// Values of which the copy engine's reads are multiples.
 const COPIED_TOGETHER: usize = 8;
 /// Rows up to which a kernel has registers for two chunks.
 const FOLD_ROWS: usize = 128;
+/// Rows that a kernel makes at once at most. Two blocks may share what is no even share for all.
+const MOST_ROWS: usize = 256;
 
 /// `struct Product` of `kernels/product.cu`.
 #[repr(C)]
@@ -122,11 +124,39 @@ impl Kernel {
         found
     }
 
+    /// That of a product with `w` and `rows` rows, which are yet to be scaled or not.
+    fn for_product(w: &Matrix, rows: usize, scaled: bool) -> Result<Self> {
+        let variant = match (w.is_gated(), w.chunks().count()) {
+            (true, _) => Variant::Gated,
+            // Half as many planes to write and to read. Scaled sums are not those of scaled chunks.
+            (false, CHUNKS) if rows <= FOLD_ROWS && !scaled => Variant::Fold,
+            _ => Variant::Plain,
+        };
+        Self::of(variant, rows)
+            .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))
+    }
+
+    /// Chunks of a plane.
+    fn fold(self) -> usize {
+        match self.variant {
+            Variant::Fold => 2,
+            Variant::Plain | Variant::Gated => 1,
+        }
+    }
+
+    /// Rows of a copy of activations.
+    const fn box_rows(self) -> usize {
+        match self.rows {
+            MOST_ROWS => MOST_ROWS / 2,
+            rows => rows,
+        }
+    }
+
     /// Dynamic shared memory: the rings, their barriers, and room to align them.
     const fn shared(self) -> usize {
         self.weights * TILE_BYTES
             + self.inputs * self.rows * TILE * 2
-            + 16 * (self.weights + self.inputs)
+            + 16 * (self.weights + self.inputs + 1)
             + 1024
     }
 }
@@ -191,20 +221,10 @@ impl Cuda {
     fn tile_product(&self, x: &Buffer, rows: usize, w: &Matrix, out: u64) -> Result<usize> {
         let count = w.chunks().count();
         let scales = x.row_scales("linear", rows, w.cols())?;
-        let variant = match (w.is_gated(), count) {
-            (true, _) => Variant::Gated,
-            // Half as many planes to write and to read. Scaled sums are not those of scaled chunks.
-            (false, CHUNKS) if rows <= FOLD_ROWS && scales == RowScales::NONE => Variant::Fold,
-            _ => Variant::Plain,
-        };
-        let kernel = Kernel::of(variant, rows)
-            .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))?;
-        let fold = match variant {
-            Variant::Fold => 2,
-            Variant::Plain | Variant::Gated => 1,
-        };
+        let kernel = Kernel::for_product(w, rows, scales != RowScales::NONE)?;
+        let fold = kernel.fold();
         let tiles = w.outs().div_ceil(TILE);
-        let (map, chunks) = self.input(x, rows, w, kernel.rows)?;
+        let (map, chunks) = self.input(x, rows, w, kernel.box_rows())?;
         let product = Product {
             w: w.address(),
             out,
@@ -276,8 +296,8 @@ mod tests {
     #[test]
     fn rings_fit_into_a_multiprocessor() {
         for kernel in KERNELS {
-            // With the scales of its rows, for each of two warpgroups.
-            assert!(kernel.shared() + 8 * kernel.rows <= 227 << 10, "{kernel:?}");
+            // With the scales of its rows.
+            assert!(kernel.shared() + 4 * kernel.rows <= 227 << 10, "{kernel:?}");
         }
     }
 }

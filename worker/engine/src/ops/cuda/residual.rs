@@ -80,13 +80,13 @@ impl Cuda {
     }
 
     /// `h += delta`, and the norm, if there is one.
-    pub(super) fn add(&self, delta: Option<&Buffer>, mut to: Residual<'_, Self>) -> Result<()> {
+    pub(super) fn add(&self, delta: Option<&mut Buffer>, mut to: Residual<'_, Self>) -> Result<()> {
         let (count, width) = (to.rows.len(), to.width);
-        if let Some(delta) = delta {
+        if let Some(delta) = &delta {
             want("residual", "delta", delta, Element::F32, count * width)?;
         }
-        let sums = delta.map_or(Sums::NONE, Buffer::sums);
         if let Some(segments) = self.segments(&mut to)? {
+            let sums = delta.map_or(Sums::NONE, |delta| delta.spend(width));
             let warps = warps(segments.units() / self.multiprocessors);
             let blocks = segments.units().div_ceil(warps).min(self.multiprocessors);
             let (grid, block) = ([blocks, 1, 1], [32 * warps, 1]);
@@ -100,6 +100,7 @@ impl Cuda {
             );
         }
         check(&to)?;
+        let sums = delta.map_or(Sums::NONE, |delta| delta.sums());
         let (weight, eps, out, suffix) = match &mut to.norm {
             Some(RmsNorm { weight, eps, out }) => {
                 out.hold_values();

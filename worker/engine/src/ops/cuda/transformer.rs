@@ -157,7 +157,7 @@ impl TransformerOps for Cuda {
         )
     }
 
-    fn residual(&self, delta: Option<&Buffer>, to: Residual<'_, Self>) -> Result<()> {
+    fn residual(&self, delta: Option<&mut Buffer>, to: Residual<'_, Self>) -> Result<()> {
         self.add(delta, to)
     }
 

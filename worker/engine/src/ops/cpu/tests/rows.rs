@@ -67,7 +67,7 @@ fn norms_of_the_backbone() {
     let got = everywhere(|cpu| {
         let mut out = cpu.buffer(rows * width).unwrap();
         let mut h = cpu.upload(&x).unwrap();
-        let delta = cpu.upload(&delta).unwrap();
+        let mut delta = cpu.upload(&delta).unwrap();
         let to = Residual {
             h: &mut h,
             rows: &batch,
@@ -79,7 +79,7 @@ fn norms_of_the_backbone() {
                 out: &mut out,
             }),
         };
-        cpu.residual(Some(&delta), to).unwrap();
+        cpu.residual(Some(&mut delta), to).unwrap();
         let mut all = cpu.download(&out).unwrap();
         cpu.rms_norm_select(&h, (&a, &b), &select, 1e-6, &mut out)
             .unwrap();
@@ -91,7 +91,7 @@ fn norms_of_the_backbone() {
             multimodal_only: false,
             norm: None,
         };
-        cpu.residual(Some(&delta), to).unwrap();
+        cpu.residual(Some(&mut delta), to).unwrap();
         all.extend(cpu.download(&h).unwrap());
         all
     });

@@ -154,15 +154,17 @@ impl PeerCollective {
 
     /// What a rank sends: planes that lie `len` values apart, if nothing else is to be added.
     fn sent(cuda: &Cuda, mine: &Buffer, len: usize) -> Result<Sums> {
-        let even = |pending: Pending| pending.count == 1 || pending.rows * pending.width == len;
-        if mine
-            .pending
-            .is_some_and(|pending| pending.bias != 0 || !even(pending))
-        {
-            cuda.settle(mine)?;
-            return Ok(Sums::of(mine.memory.address()));
+        if Self::sends_planes(mine, len) {
+            return Ok(mine.sums());
         }
-        Ok(mine.sums())
+        cuda.settle(mine)?;
+        Ok(Sums::of(mine.memory.address()))
+    }
+
+    fn sends_planes(mine: &Buffer, len: usize) -> bool {
+        let even = |pending: Pending| pending.count == 1 || pending.rows * pending.width == len;
+        mine.pending
+            .is_none_or(|pending| pending.bias == 0 && even(pending))
     }
 
     /// `part` of the values that a rank sends, from `first` on; if that is not all, they have been added up.
@@ -204,9 +206,9 @@ impl Collective<Cuda> for PeerCollective {
         _: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
+        out.hold_values();
         want("sum", "mine", mine, Element::F32, len)?;
         want("sum", "out", out, Element::F32, len)?;
-        out.hold_values();
         if len > ROOM {
             cuda.settle(mine)?;
         }
@@ -223,7 +225,7 @@ impl Collective<Cuda> for PeerCollective {
     fn sum_into(
         &mut self,
         cuda: &Cuda,
-        mine: &Buffer,
+        mine: &mut Buffer,
         room: &mut SumRoom<Cuda>,
         mut to: Residual<'_, Cuda>,
     ) -> Result<()> {
@@ -232,7 +234,10 @@ impl Collective<Cuda> for PeerCollective {
         if len <= ROOM
             && let Some(segments) = cuda.segments(&mut to)?
         {
-            let sent = Self::sent(cuda, mine, len)?;
+            let sent = match Self::sends_planes(mine, len) {
+                true => mine.spend(to.width),
+                false => Self::sent(cuda, mine, len)?,
+            };
             let room = self.rooms.of_sum();
             let exchange = self.exchange(sent, len, room);
             let name = format!("exchange_segments_{}", exchange.ranks);
@@ -241,7 +246,7 @@ impl Collective<Cuda> for PeerCollective {
             return cuda.launch(&name, grid, block, 0, true, &[&exchange, &segments]);
         }
         self.sum(cuda, mine, len, &mut room.all, &mut room.sum)?;
-        cuda.add(Some(&room.sum), to)
+        cuda.add(Some(&mut room.sum), to)
     }
 
     fn on_device(&self) -> bool {

@@ -10,8 +10,8 @@
 // multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
 // outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
-// A block has two warpgroups that compute, each every other tile, two warps that fetch, one the weights, one x, and one that finds
-// the scales. Weights do not wait for the kernel before. grid: any; block 352; dynamic shared memory of ring_bytes.
+// A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. Weights
+// do not wait for the kernel before. grid: any; block 352, or 512 of three warpgroups; dynamic shared memory of ring_bytes.
 #include "share.cuh"
 
 struct alignas(128) TensorMap {
@@ -124,13 +124,16 @@ template <int N> __device__ inline void write_activations(const Product &p, int 
     }
 }
 
-// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots. With SPLITS, warpgroups share a tile that is
-// alone in its item: each has half of the rows.
+// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots. Of more than 128 rows, x is what a
+// multiprocessor can least bring and read: three warpgroups share it, to which the threads that fetch leave registers. A tile that is
+// alone in its item is two warpgroups' then, by half of its rows.
 template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
-    static constexpr bool SPLITS = ROWS == 256;
-    static_assert(!SPLITS || (TILES == 1 && FOLD == 1));
-    static constexpr int SCALES = ROWS, BOX = SPLITS ? ROWS / 2 : ROWS, ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
-    using Items = Share<2 * TILES, ROWS, FOLD, SPLITS>;
+    static constexpr bool WIDE = ROWS > 128;
+    static_assert(!WIDE || (TILES == 1 && FOLD == 1));
+    static constexpr int GROUPS = WIDE ? 3 : 2, WARPS = 4 * GROUPS;
+    static constexpr int MANY_REGISTERS = 160, FEW_REGISTERS = 32;
+    static constexpr int ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
+    using Items = Share<GROUPS * TILES, ROWS, FOLD>;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -152,25 +155,29 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         if (threadIdx.x == 0) {
             for (int i = 0; i < WEIGHTS; i++) {
                 barrier_init(weight_barrier(i), 1);
-                barrier_init(weight_barrier(i) + 8, SPLITS ? 8 : 4);
+                barrier_init(weight_barrier(i) + 8, WIDE ? 8 : 4);
             }
             for (int i = 0; i < INPUTS; i++) {
                 barrier_init(input_barrier(i), 1);
-                barrier_init(input_barrier(i) + 8, 8);
+                barrier_init(input_barrier(i) + 8, WARPS);
             }
             barrier_init(scale_barrier(), 32);
-            barrier_init(scale_barrier() + 8, 8);
+            barrier_init(scale_barrier() + 8, WARPS);
             barrier_init_fence();
         }
         __syncthreads();
-        const int group = __shfl_sync(FULL, threadIdx.x / 128, 0);
-        if (group < 2)
-            compute(group);
-        else if (threadIdx.x == 256)
+        const int warp = __shfl_sync(FULL, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+        if (warp < WARPS) {
+            if constexpr (WIDE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY_REGISTERS));
+            compute(warp / 4);
+            return;
+        }
+        if constexpr (WIDE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
+        if (warp == WARPS && lane == 0)
             fetch_weights();
-        else if (threadIdx.x == 288)
+        else if (warp == WARPS + 1 && lane == 0)
             fetch_inputs(x);
-        else if (threadIdx.x >= 320)
+        else if (warp == WARPS + 2)
             find_scales();
     }
 
@@ -195,11 +202,9 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         copies_see_writes();
         for (Items at(p); at.more(); at.next())
             for (; at.block < at.last_block; at.block++) {
-                const unsigned barrier = input_barrier(place.slot);
-                barrier_wait(barrier + 8, place.parity);
-                barrier_expect(barrier, at.rows * ROW_BYTES);
-                for (int row = at.from; row < at.from + at.rows; row += BOX)
-                    copy_tensor(inputs + place.slot * INPUT_BYTES + row * ROW_BYTES, x, at.column(), at.row + row, barrier);
+                barrier_wait(input_barrier(place.slot) + 8, place.parity);
+                barrier_expect(input_barrier(place.slot), INPUT_BYTES);
+                copy_tensor(inputs + place.slot * INPUT_BYTES, x, at.column(), at.row, input_barrier(place.slot));
                 place.advance(1);
             }
     }
@@ -207,23 +212,15 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
     // By a warp, while products are made, which need scales only in the end.
     __device__ void find_scales() const {
         if (!p.scales.squares) return;
-        constexpr int MINE = (ROWS + 31) / 32;
         int row = -1, parity = 1;
         wait_previous();
         for (Items at(p); at.more(); at.next()) {
             if (at.row == row) continue;
             row = at.row;
-            float found[MINE];
-#pragma unroll
-            for (int i = 0; i < MINE; i++) {
-                const int of = row + 32 * i + threadIdx.x % 32;
-                found[i] = of < p.rows ? p.scales.of(of) : 0.f;
-            }
             barrier_wait(scale_barrier() + 8, parity);
             parity ^= 1;
-#pragma unroll
-            for (int i = 0; i < MINE; i++)
-                if (32 * i + threadIdx.x % 32 < ROWS) scales[32 * i + threadIdx.x % 32] = found[i];
+#pragma unroll 1
+            for (int i = threadIdx.x % 32; i < ROWS && row + i < p.rows; i += 32) scales[i] = p.scales.of(row + i);
             barrier_arrive(scale_barrier());
         }
     }
@@ -241,13 +238,13 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
                 row = at.row;
                 turn ^= 1;
             }
-            if constexpr (SPLITS) {
-                if (at.tiles == 2)
-                    item<1, ROWS>(at, group, 0, input, weight, turn);
-                else if (at.rows == ROWS)
+            if constexpr (WIDE) {
+                if (at.tiles == 1 && group < 2)
                     item<1, ROWS / 2>(at, 0, group * ROWS / 2, input, weight, turn);
+                else if (group < at.tiles)
+                    item<1, ROWS>(at, group, 0, input, weight, turn);
                 else
-                    item<1, ROWS / 4>(at, 0, at.from + group * ROWS / 4, input, weight, turn);
+                    item<0, ROWS>(at, group, 0, input, weight, turn);
             } else {
                 // Tiles of this warpgroup: every other one of the item.
                 switch ((at.tiles - group + 1) / 2) {
@@ -259,13 +256,15 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         }
     }
 
-    // MINE tiles, every other one from the item's tile `first` on, for N rows from `from` on.
-    template <int MINE, int N>
+    // MINE tiles, every other one from the item's tile `first` on, for COUNT rows from `from` on.
+    template <int MINE, int COUNT>
     __device__ __forceinline__ void item(const Items &at, int first, int from, Place<INPUTS> &input, Place<WEIGHTS> &weight, int turn) const {
-        float sums[MINE + 1][N / 2], folded[MINE + 1][N / 2];
+        // Threads that are launched with 128 registers have none for an instruction of more rows.
+        constexpr int TIMES = COUNT > 128 ? 2 : 1, N = COUNT / TIMES;
+        float sums[MINE + 1][TIMES][N / 2], folded[MINE + 1][TIMES][N / 2];
         int used_input, used_weights[MINE + 1];
-        // A warp frees a slot of weights for both warpgroups, if each has tiles of its own.
-        const int arrivals = SPLITS && at.tiles == 2 ? 2 : 1;
+        // Where two warpgroups may share a tile, a warp that has one for itself frees its slot for both.
+        const int arrivals = WIDE && at.tiles > 1 ? 2 : 1;
         // Every warp for itself: warps of a group that has no tile are not held together by anything.
         auto release = [&]() {
             if (threadIdx.x % 32) return;
@@ -277,12 +276,14 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 #pragma unroll
             for (int j = 0; j < MINE; j++)
 #pragma unroll
-                for (int i = 0; i < N / 2; i++) body(j, i);
+                for (int r = 0; r < TIMES; r++)
+#pragma unroll
+                    for (int i = 0; i < N / 2; i++) body(j, r, i);
         };
 #pragma unroll
         for (int f = 0; f < FOLD; f++) {
             const int count = p.first_block[at.chunk + f + 1] - p.first_block[at.chunk + f];
-            each([&](int j, int i) { sums[j][i] = 0.f; });
+            each([&](int j, int r, int i) { sums[j][r][i] = 0.f; });
 #pragma unroll 1
             for (int k = 0; k < count; k++) {
                 int slots[MINE + 1];
@@ -300,7 +301,10 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 #pragma unroll
                     for (int i = 0; i < BLOCK / 16; i++)
 #pragma unroll
-                        for (int j = 0; j < MINE; j++) wgmma(sums[j], operand(weights + slots[j] * TILE_BYTES) + 2 * i, b + 2 * i);
+                        for (int j = 0; j < MINE; j++)
+#pragma unroll
+                            for (int r = 0; r < TIMES; r++)
+                                wgmma(sums[j][r], operand(weights + slots[j] * TILE_BYTES) + 2 * i, b + 2 * i + r * (N * ROW_BYTES >> 4));
                     wgmma_commit();
                     // The block before has been read.
                     wgmma_wait<1>();
@@ -314,51 +318,54 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
             }
             if (MINE) wgmma_wait<0>();
             if (count) release();
-            if (FOLD == 2 && f == 0) each([&](int j, int i) { folded[j][i] = sums[j][i]; });
-            if (FOLD == 2 && f == 1) each([&](int j, int i) { sums[j][i] = folded[j][i] + sums[j][i]; });
+            if (FOLD == 2 && f == 0) each([&](int j, int r, int i) { folded[j][r][i] = sums[j][r][i]; });
+            if (FOLD == 2 && f == 1) each([&](int j, int r, int i) { sums[j][r][i] = folded[j][r][i] + sums[j][r][i]; });
         }
         if (p.scales.squares) barrier_wait(scale_barrier(), turn);
 #pragma unroll
-        for (int j = 0; j < MINE; j++) {
-            const int tile = at.tile + 2 * j + first, row0 = at.row + from;
-            scale_sums<N>(p, scales + from, sums[j]);
-            if constexpr (OUTPUT == GATED)
-                write_activations<N>(p, tile, row0, sums[j]);
-            else
-                write_sums<N>(p, at.chunk / FOLD, tile, row0, sums[j]);
-        }
+        for (int j = 0; j < MINE; j++)
+#pragma unroll
+            for (int r = 0; r < TIMES; r++) {
+                const int tile = at.tile + 2 * j + first, row = from + r * N;
+                scale_sums<N>(p, scales + row, sums[j][r]);
+                if constexpr (OUTPUT == GATED)
+                    write_activations<N>(p, tile, at.row + row, sums[j][r]);
+                else
+                    write_sums<N>(p, at.chunk / FOLD, tile, at.row + row, sums[j][r]);
+            }
     }
 };
 
-#define RUN(...)                                                                                                       \
+#define RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                                \
     extern __shared__ char shared[];                                                                                   \
-    using Made = Kernel<__VA_ARGS__>;                                                                                  \
-    __shared__ float scales[Made::SCALES];                                                                             \
-    Made(p, shared, scales).run(&x);
+    __shared__ float scales[ROWS];                                                                                     \
+    Kernel<ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT>(p, shared, scales).run(&x);
 #else
 #define RUN(...)
 #endif
 
 // As `Kernel` has them; ops/cuda/product.rs has the same table.
-#define PRODUCT(NAME, ...)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(352, 1)                                                               \
+#define PRODUCT(NAME, THREADS, ...)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         product_##NAME(const __grid_constant__ Product p, const __grid_constant__ TensorMap x) {                       \
         RUN(__VA_ARGS__)                                                                                               \
     }
-PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL)
-PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL)
-PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED)
-PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL)
-PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL)
-PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED)
-PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL)
-PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL)
-PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED)
-PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL)
-PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL)
-PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED)
-PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL)
-PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL)
-PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED)
-PRODUCT(256, 256, 1, 10, 4, 1, PARTIAL)
-PRODUCT(256_gated, 256, 1, 10, 4, 1, GATED)
+PRODUCT(8, 352, 8, 2, 24, 16, 1, PARTIAL)
+PRODUCT(8_fold, 352, 8, 2, 24, 16, 2, PARTIAL)
+PRODUCT(8_gated, 352, 8, 2, 24, 16, 1, GATED)
+PRODUCT(16, 352, 16, 2, 22, 14, 1, PARTIAL)
+PRODUCT(16_fold, 352, 16, 2, 22, 14, 2, PARTIAL)
+PRODUCT(16_gated, 352, 16, 2, 22, 14, 1, GATED)
+PRODUCT(32, 352, 32, 2, 20, 10, 1, PARTIAL)
+PRODUCT(32_fold, 352, 32, 2, 20, 10, 2, PARTIAL)
+PRODUCT(32_gated, 352, 32, 2, 20, 10, 1, GATED)
+PRODUCT(64, 352, 64, 2, 18, 6, 1, PARTIAL)
+PRODUCT(64_fold, 352, 64, 1, 16, 8, 2, PARTIAL)
+PRODUCT(64_gated, 352, 64, 2, 18, 6, 1, GATED)
+PRODUCT(128, 352, 128, 2, 14, 6, 1, PARTIAL)
+PRODUCT(128_fold, 352, 128, 1, 12, 7, 2, PARTIAL)
+PRODUCT(128_gated, 352, 128, 2, 14, 6, 1, GATED)
+PRODUCT(192, 512, 192, 1, 12, 5, 1, PARTIAL)
+PRODUCT(192_gated, 512, 192, 1, 12, 5, 1, GATED)
+PRODUCT(256, 512, 256, 1, 12, 4, 1, PARTIAL)
+PRODUCT(256_gated, 512, 256, 1, 12, 4, 1, GATED)

@@ -23,38 +23,21 @@ struct Product {
 };
 static_assert(sizeof(Product) == 128);
 
-// The items of a block, of up to MOST tiles, each for one tile of ROWS rows after the other. With SPLITS, where all blocks have pairs
-// of units and some units are left over, these are split by rows between two blocks, last of all, so that both read the weight at once.
-template <int MOST, int ROWS, int FOLD, bool SPLITS> struct Share {
+// The items of a block, of up to MOST tiles, each for one tile of ROWS rows after the other.
+template <int MOST, int ROWS, int FOLD> struct Share {
     const Product &p;
     int unit, end;
-    int half = -1;             // of all that are left over
-    int chunk, tile, tiles;    // of the item
-    int row;                   // first of a tile of rows
-    int from = 0, rows = ROWS; // those of the item, counted from there
+    int chunk, tile, tiles; // of the item
+    int row;
     int block, last_block;
 
     __device__ Share(const Product &p) : p(p) {
-        const int blocks = gridDim.x, units = this->units(), each = units / blocks, left = units % blocks;
-        if (SPLITS && left && each % 2 == 0 && 2 * left <= blocks) {
-            unit = each * blockIdx.x;
-            end = unit + each;
-            if (blockIdx.x < 2 * left) half = blockIdx.x;
-        } else {
-            unit = (long long)blockIdx.x * units / blocks;
-            end = (long long)(blockIdx.x + 1) * units / blocks;
-        }
+        const long long units = p.chunks / FOLD * p.tiles;
+        unit = blockIdx.x * units / gridDim.x;
+        end = (blockIdx.x + 1) * units / gridDim.x;
         enter();
     }
-    __device__ int units() const { return p.chunks / FOLD * p.tiles; }
     __device__ void enter() {
-        if (SPLITS && unit >= end && half >= 0) {
-            unit = units() / gridDim.x * gridDim.x + half / 2;
-            end = unit + 1;
-            rows = ROWS / 2;
-            from = half % 2 * rows;
-            half = -1;
-        }
         if (unit >= end) return;
         chunk = unit / p.tiles * FOLD;
         tile = unit % p.tiles;

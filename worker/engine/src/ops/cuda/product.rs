@@ -10,14 +10,12 @@ use crate::{Result, parallel::CHUNKS};
 pub(super) const TILE: usize = 64;
 /// Bytes of a tile's block.
 const TILE_BYTES: usize = TILE * TILE * 2;
-/// Threads of a block.
-const THREADS: usize = 352;
 /// Values of which the copy engine's reads are multiples.
 const COPIED_TOGETHER: usize = 8;
 /// Rows up to which a kernel has registers for two chunks.
 const FOLD_ROWS: usize = 128;
-/// Rows that a kernel makes at once at most. Two blocks may share what is no even share for all.
-const MOST_ROWS: usize = 256;
+/// Rows beyond which three warpgroups compute.
+const WIDE_FROM: usize = 128;
 
 /// `struct Product` of `kernels/product.cu`.
 #[repr(C)]
@@ -91,7 +89,7 @@ const fn kernel(
 }
 
 /// The kernels of `kernels/product.cu`, for few rows first.
-const KERNELS: [Kernel; 17] = [
+const KERNELS: [Kernel; 19] = [
     kernel("product_8", Variant::Plain, 8, 24, 16),
     kernel("product_8_fold", Variant::Fold, 8, 24, 16),
     kernel("product_8_gated", Variant::Gated, 8, 24, 16),
@@ -107,8 +105,10 @@ const KERNELS: [Kernel; 17] = [
     kernel("product_128", Variant::Plain, 128, 14, 6),
     kernel("product_128_fold", Variant::Fold, 128, 12, 7),
     kernel("product_128_gated", Variant::Gated, 128, 14, 6),
-    kernel("product_256", Variant::Plain, 256, 10, 4),
-    kernel("product_256_gated", Variant::Gated, 256, 10, 4),
+    kernel("product_192", Variant::Plain, 192, 12, 5),
+    kernel("product_192_gated", Variant::Gated, 192, 12, 5),
+    kernel("product_256", Variant::Plain, 256, 12, 4),
+    kernel("product_256_gated", Variant::Gated, 256, 12, 4),
 ];
 
 impl Kernel {
@@ -144,11 +144,11 @@ impl Kernel {
         }
     }
 
-    /// Rows of a copy of activations.
-    const fn box_rows(self) -> usize {
-        match self.rows {
-            MOST_ROWS => MOST_ROWS / 2,
-            rows => rows,
+    /// Threads of a block: two warpgroups and three warps, or three warpgroups and one that leaves them its registers.
+    const fn threads(self) -> usize {
+        match self.rows > WIDE_FROM {
+            true => 512,
+            false => 352,
         }
     }
 
@@ -224,7 +224,7 @@ impl Cuda {
         let kernel = Kernel::for_product(w, rows, scales != RowScales::NONE)?;
         let fold = kernel.fold();
         let tiles = w.outs().div_ceil(TILE);
-        let (map, chunks) = self.input(x, rows, w, kernel.box_rows())?;
+        let (map, chunks) = self.input(x, rows, w, kernel.rows)?;
         let product = Product {
             w: w.address(),
             out,
@@ -239,7 +239,7 @@ impl Cuda {
             || format!("{} ({}×{})", kernel.name, w.outs(), w.cols()),
             kernel.name,
             grid,
-            [THREADS, 1],
+            [kernel.threads(), 1],
             kernel.shared(),
             true,
             &[&product, &map],
@@ -290,6 +290,7 @@ mod tests {
         assert_eq!(name(Variant::Plain, 1), Some("product_8"));
         assert_eq!(name(Variant::Fold, 17), Some("product_32_fold"));
         assert_eq!(name(Variant::Fold, 400), Some("product_128_fold"));
+        assert_eq!(name(Variant::Gated, 160), Some("product_192_gated"));
         assert_eq!(name(Variant::Gated, 512), Some("product_256_gated"));
     }
 

@@ -125,11 +125,6 @@ template <int COUNT, typename T> __device__ inline T tree_of(const T *values, si
 
 // Drops a line of 128 bytes, of which nobody reads anything before it is written again: the L2 cache need not write it to memory.
 __device__ inline void drop_line(const void *line) { asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory"); }
-__device__ inline int lane() {
-    int lane;
-    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-}
 
 // A value that is yet to be added up: `count` planes (a power of two, at most CHUNKS), each like the finished array, of which
 // the sum, as a balanced binary tree, and the bias of the column are the value. [count, rows, width]
@@ -138,7 +133,7 @@ struct Sums {
     const float *bias; // or null
     size_t stride;     // rows · width
     int count;
-    int spent; // whether this is the last that is read of the planes, whose rows are whole lines
+    int drops; // whether this is the last that is read of the planes, whose rows are whole lines
 
     template <typename T> __device__ T planes_at(size_t at) const {
         const T *from = reinterpret_cast<const T *>(planes + at);
@@ -160,12 +155,15 @@ struct Sums {
         const float4 v = planes_at<float4>(at);
         return bias ? v + *reinterpret_cast<const float4 *>(bias + column) : v;
     }
-    // By eight neighbouring threads, each of which has read four values of a line, the first from `at` on: if that was the last time,
-    // the line is dropped.
+    // By eight neighbouring threads that have read what they need of a line, of which `at` says four values each: drops it, if that
+    // was the last time.
     __device__ void drop(size_t at) const {
-        if (!spent) return;
-        __syncwarp(0xffu << (lane() & ~7));
-        if (lane() % 8) return;
+        if (!drops) return;
+        int lane;
+        asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+        __syncwarp(0xffu << (lane & ~7));
+        if (lane % 8) return;
+#pragma unroll 1
         for (int i = 0; i < count; i++) drop_line(planes + at + i * stride);
     }
 };

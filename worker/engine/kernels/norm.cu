@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // h += delta (if there is a delta), and the norm without its scale. grid any, block any number of warps; few of them leave the
-// registers with which the product that follows fetches its weights beside this.
+// registers with which a product of few rows fetches its weights beside this.
 extern "C" __global__ void __launch_bounds__(1024)
     residual_segments(const __grid_constant__ Residual p, const __grid_constant__ Sums delta) {
     let_next_start();

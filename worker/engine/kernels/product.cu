@@ -7,11 +7,12 @@
 //
 // Weights are packed (pack.cu): tiles of 64 outputs, in each the blocks of 64 columns in order, each 8 KiB as wgmma takes
 // them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. Sums are
-// multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk, silu(gate) · up as [rows, outs / 2] bf16: the tile of 64
-// outputs is then 32 gates and their 32 ups, in alternating groups of 8.
+// multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk,
+// silu(gate) · up as [rows, outs / 2] bf16: the tile of 64 outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
-// A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. Weights
-// do not wait for the kernel before. grid: any; block 352, or 512 of three warpgroups; dynamic shared memory of ring_bytes.
+// A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. What
+// is fetched of weights does not wait for the kernel before, once a block has room. grid: any; block 352, or 512 for more than 128 rows;
+// dynamic shared memory for the rings and their barriers (ops/cuda/product.rs).
 #include "share.cuh"
 
 struct alignas(128) TensorMap {
@@ -67,7 +68,7 @@ template <int SLOTS> struct Place {
 enum Output { PARTIAL, GATED };
 
 // A tile's sums for N rows: lane (g, t) of warp w has, of rows 8i + 2t + k, what lies at 16w + g in v[4i + k] and what lies at
-// 16w + 8 + g in v[4i + 2 + k]: outputs 16w + 2g and the next, or gate 8w + g and its up. `scales` begin at row0.
+// 16w + 8 + g in v[4i + 2 + k]: outputs 16w + 2g and the next, or gate 8w + g and its up. `scales` are of these rows.
 template <int N> __device__ inline void scale_sums(const Product &p, const float *scales, float (&v)[N / 2]) {
     if (!p.scales.squares) return;
     const int t = threadIdx.x % 4;
@@ -124,6 +125,10 @@ template <int N> __device__ inline void write_activations(const Product &p, int 
     }
 }
 
+// Registers of a thread that four warpgroups are launched with (ops/cuda/product.rs checks it): where there were fewer, the last
+// warpgroup that wants more would wait for ever.
+constexpr int WIDE_REGISTERS = 128;
+
 // ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots. Of more than 128 rows, x is what a
 // multiprocessor can least bring and read: three warpgroups share it, to which the threads that fetch leave registers. A tile that is
 // alone in its item is two warpgroups' then, by half of its rows.
@@ -132,6 +137,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
     static_assert(!WIDE || (TILES == 1 && FOLD == 1));
     static constexpr int GROUPS = WIDE ? 3 : 2, WARPS = 4 * GROUPS;
     static constexpr int MANY_REGISTERS = 160, FEW_REGISTERS = 32;
+    static_assert(GROUPS * MANY_REGISTERS + FEW_REGISTERS <= 4 * WIDE_REGISTERS || !WIDE);
     static constexpr int ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
     using Items = Share<GROUPS * TILES, ROWS, FOLD>;
 
@@ -259,7 +265,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
     // MINE tiles, every other one from the item's tile `first` on, for COUNT rows from `from` on.
     template <int MINE, int COUNT>
     __device__ __forceinline__ void item(const Items &at, int first, int from, Place<INPUTS> &input, Place<WEIGHTS> &weight, int turn) const {
-        // Threads that are launched with 128 registers have none for an instruction of more rows.
+        // Where threads are launched with 128 registers, ptxas refuses instructions that take as many.
         constexpr int TIMES = COUNT > 128 ? 2 : 1, N = COUNT / TIMES;
         float sums[MINE + 1][TIMES][N / 2], folded[MINE + 1][TIMES][N / 2];
         int used_input, used_weights[MINE + 1];
@@ -345,27 +351,27 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 #endif
 
 // As `Kernel` has them; ops/cuda/product.rs has the same table.
-#define PRODUCT(NAME, THREADS, ...)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+#define PRODUCT(NAME, ROWS, ...)                                                                                       \
+    extern "C" __global__ void __launch_bounds__((ROWS) > 128 ? 512 : 352, 1)                                          \
         product_##NAME(const __grid_constant__ Product p, const __grid_constant__ TensorMap x) {                       \
-        RUN(__VA_ARGS__)                                                                                               \
+        RUN(ROWS, __VA_ARGS__)                                                                                         \
     }
-PRODUCT(8, 352, 8, 2, 24, 16, 1, PARTIAL)
-PRODUCT(8_fold, 352, 8, 2, 24, 16, 2, PARTIAL)
-PRODUCT(8_gated, 352, 8, 2, 24, 16, 1, GATED)
-PRODUCT(16, 352, 16, 2, 22, 14, 1, PARTIAL)
-PRODUCT(16_fold, 352, 16, 2, 22, 14, 2, PARTIAL)
-PRODUCT(16_gated, 352, 16, 2, 22, 14, 1, GATED)
-PRODUCT(32, 352, 32, 2, 20, 10, 1, PARTIAL)
-PRODUCT(32_fold, 352, 32, 2, 20, 10, 2, PARTIAL)
-PRODUCT(32_gated, 352, 32, 2, 20, 10, 1, GATED)
-PRODUCT(64, 352, 64, 2, 18, 6, 1, PARTIAL)
-PRODUCT(64_fold, 352, 64, 1, 16, 8, 2, PARTIAL)
-PRODUCT(64_gated, 352, 64, 2, 18, 6, 1, GATED)
-PRODUCT(128, 352, 128, 2, 14, 6, 1, PARTIAL)
-PRODUCT(128_fold, 352, 128, 1, 12, 7, 2, PARTIAL)
-PRODUCT(128_gated, 352, 128, 2, 14, 6, 1, GATED)
-PRODUCT(192, 512, 192, 1, 12, 5, 1, PARTIAL)
-PRODUCT(192_gated, 512, 192, 1, 12, 5, 1, GATED)
-PRODUCT(256, 512, 256, 1, 12, 4, 1, PARTIAL)
-PRODUCT(256_gated, 512, 256, 1, 12, 4, 1, GATED)
+PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL)
+PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL)
+PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED)
+PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL)
+PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL)
+PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED)
+PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL)
+PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL)
+PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED)
+PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL)
+PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL)
+PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED)
+PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL)
+PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL)
+PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED)
+PRODUCT(192, 192, 1, 12, 5, 1, PARTIAL)
+PRODUCT(192_gated, 192, 1, 12, 5, 1, GATED)
+PRODUCT(256, 256, 1, 12, 4, 1, PARTIAL)
+PRODUCT(256_gated, 256, 1, 12, 4, 1, GATED)

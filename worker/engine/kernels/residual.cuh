@@ -32,7 +32,7 @@ struct Residual {
         const int row = this->row(unit), column = this->column(unit);
         Part part = {};
         if (column < width) {
-            part.h = *reinterpret_cast<const float4 *>(h + (size_t)row * width + column);
+            part.h = *reinterpret_cast<const float4 *>(h + at(unit));
             if (out) part.weight = *reinterpret_cast<const float4 *>(weight + column);
             part.adds = !image_only || rows.multimodal(row);
         }
@@ -41,7 +41,7 @@ struct Residual {
     // By a warp: h += delta(at, column) where `added`, then out and squares.
     template <typename Delta> __device__ void write(int unit, const Part &part, bool added, Delta delta) const {
         const int row = this->row(unit), column = this->column(unit);
-        const size_t at = (size_t)row * width + column;
+        const size_t at = this->at(unit);
         float sum = 0.f;
         if (column < width) {
             float4 v = part.h;

@@ -266,7 +266,7 @@ pub trait TransformerOps: Device {
 
     /// `h[r] += delta[r]` (of multimodal rows only, if so flagged; nothing if `delta` is `None`), then, if there is a norm,
     /// `out[r] = weight · h[r] / sqrt(mean(h[r]²) + eps)`. A device may leave the division to whoever reads `out`.
-    /// `delta` is read for the last time.
+    /// Of a `delta` that is yet to be added up, what is added may be gone then.
     fn residual(&self, delta: Option<&mut Self::Buffer>, to: Residual<'_, Self>) -> Result<()>
     where
         Self: Sized;

@@ -54,7 +54,7 @@ pub trait Collective<D: Device>: Send {
     }
 
     /// [`Collective::sum`], added to a residual stream ([`TransformerOps::residual`]): one of the even number of sums of a step.
-    /// `mine` is read for the last time.
+    /// What becomes of `mine` is what becomes of a `delta` there.
     ///
     /// # Errors
     /// As [`Collective::gather`].

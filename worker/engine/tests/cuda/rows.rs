@@ -1,8 +1,11 @@
-//! Embedding, norms and silu·mul against the CPU's.
+//! Embedding, norms and silu·mul against the CPU's, and what a product leaves to them.
 
 use xomni_engine::{
+    checkpoint::HostTensor,
     ops::{
-        MatrixPart, Residual, RmsNorm, TransformerOps, VocabularyPart, cpu::Cpu, cuda::Precision,
+        Device, MatrixPart, Residual, RmsNorm, TransformerOps, VocabularyPart,
+        cpu::Cpu,
+        cuda::{Cuda, Precision},
     },
     schedule::Mode,
 };
@@ -106,6 +109,64 @@ fn small_operations_are_those_of_the_cpu() {
                 let what = format!("{count} rows of {width} {precision:?}, result {number}");
                 assert_close(&what, got, want, tolerance);
             }
+        }
+    }
+}
+
+/// What a product with the norm of a residual stream makes of it, where what was added came from another product.
+fn added_and_read(cuda: &Cuda, rows: usize, width: usize, values: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    const CHUNK: usize = 64;
+    let cols = 8 * CHUNK;
+    let chunks: Vec<_> = (0..8).map(|c| c * CHUNK..(c + 1) * CHUNK).collect();
+    let part = MatrixPart::whole(tensor(&[width, cols], 21));
+    let first = cuda.matrix_in_chunks(&[part], &chunks).unwrap();
+    let second = cuda
+        .matrix(&[MatrixPart::whole(tensor(&[200, width], 22))])
+        .unwrap();
+    let weight = cuda
+        .vector(&[HostTensor::from_f32("w", &[width], &noise(23, width))])
+        .unwrap();
+    let mut plan = plan(
+        &(0..rows as u32)
+            .map(|r| (r % 8, r / 8, r))
+            .collect::<Vec<_>>(),
+    );
+    plan.admitted = (0..8).map(|slot| (slot, (0..8).collect())).collect();
+    let mut on_device = cuda.rows(&LIMITS).unwrap();
+    let mut x = cuda.activations(rows * cols).unwrap();
+    cuda.write(&values[..rows * cols], &mut x).unwrap();
+    let mut h = cuda.upload(&noise(24, rows * width)).unwrap();
+    let most = LIMITS.max_rows;
+    let mut delta = cuda.buffer(most * width).unwrap();
+    let mut normed = cuda.activations(most * width).unwrap();
+    let mut out = cuda.buffer(most * 200).unwrap();
+    cuda.begin(&plan, &mut on_device).unwrap();
+    cuda.run(&mut on_device, false, &mut |on_device| {
+        cuda.linear_chunked(&x, rows, &first, &chunks, &mut delta)?;
+        let norm = self::norm(&weight, &mut normed);
+        let to = stream(&mut h, on_device, width, false, norm);
+        cuda.residual(Some(&mut delta), to)?;
+        cuda.linear(&normed, rows, &second, None, &mut out)
+    })
+    .unwrap();
+    let stream = cuda.read(&h, rows * width).unwrap();
+    (stream, cuda.read(&out, rows * 200).unwrap())
+}
+
+#[test]
+fn what_a_product_leaves_is_added_and_read_alike_in_any_batch() {
+    let _gpu = alone();
+    let cuda = gpu(Precision::Bf16);
+    // Where planes are dropped, and where their rows are no whole lines.
+    for width in [3584, 1000] {
+        let most = 512;
+        let values = noise(20, most * 512);
+        let all = added_and_read(&cuda, most, width, &values);
+        for rows in [1, 8, 32, 64, 128, 160, 256] {
+            let some = added_and_read(&cuda, rows, width, &values);
+            let what = format!("{rows} rows of {width}");
+            assert_same_bits(&what, &some.0, &all.0[..rows * width]);
+            assert_same_bits(&what, &some.1, &all.1[..rows * 200]);
         }
     }
 }

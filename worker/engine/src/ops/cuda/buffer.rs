@@ -42,7 +42,7 @@ pub struct Buffer {
     pub(super) pending: Option<Pending>,
     /// What rows are yet to be multiplied by.
     pub(super) scales: RowScales,
-    /// Whether whoever read the planes has dropped them.
+    /// Whether the values have been read for the last time.
     spent: bool,
     /// Room for planes, or for what scales rows. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
     rooms: Vec<Memory>,
@@ -66,7 +66,7 @@ pub(super) struct Sums {
     bias: u64,
     stride: usize,
     count: i32,
-    spent: i32,
+    drops: i32,
 }
 
 // As the kernels assert it.
@@ -89,7 +89,7 @@ impl Sums {
         bias: 0,
         stride: 0,
         count: 0,
-        spent: 0,
+        drops: 0,
     };
 
     /// Values at `address`.
@@ -190,19 +190,20 @@ impl Buffer {
                 bias: pending.bias,
                 stride: pending.rows * pending.width,
                 count: pending.count as i32,
-                spent: 0,
+                drops: 0,
             },
         }
     }
 
-    /// [`Buffer::sums`], for a kernel after which nobody reads the values, and which need not leave them. It reads runs of `run` values.
+    /// [`Buffer::sums`], for a kernel after which nobody reads planes, and which need not leave them. It reads runs of `run` values.
+    /// Values in the buffer's own memory stay.
     pub(super) fn spend(&mut self, run: usize) -> Sums {
         let mut sums = self.sums();
         if let Some(pending) = self.pending.take() {
             let bytes = pending.count * sums.stride * 4;
             self.spent = true;
             let lines = [run, sums.stride].map(|of| of.is_multiple_of(LINE / 4));
-            sums.spent = i32::from(lines == [true; 2] && bytes >= DROPPED);
+            sums.drops = i32::from(lines == [true; 2] && bytes >= DROPPED);
         }
         sums
     }
@@ -234,7 +235,6 @@ pub(super) fn want(
     element: Element,
     len: usize,
 ) -> Result<()> {
-    buffer.check(op)?;
     if buffer.element != element {
         return Err(mismatch(
             op,

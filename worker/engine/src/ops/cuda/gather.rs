@@ -6,6 +6,7 @@ use crate::{Result, ops::column_parts};
 impl Cuda {
     /// Where a buffer's values are, once they are added up.
     fn finished(&self, buffer: &Buffer) -> Result<u64> {
+        buffer.check("gather")?;
         match buffer.place() {
             Some(place) => Ok(place),
             None => self.settle(buffer).map(|()| buffer.memory.address()),
@@ -21,12 +22,12 @@ impl Cuda {
         out: &mut Buffer,
     ) -> Result<()> {
         let op = "tree_sum";
-        out.hold_values();
         want(op, "out", out, Element::F32, len)?;
         want(op, "parts", parts, Element::F32, count * len)?;
         if !matches!(count, 1 | 2 | 4 | 8) {
             return Err(mismatch(op, format!("{count} parts")));
         }
+        out.hold_values();
         out.pending = Some(Pending {
             planes: self.finished(parts)?,
             bias: 0,

@@ -66,6 +66,15 @@ impl Kernels {
             for (name, bytes) in product::shared() {
                 this.get(name)?.allow_shared(bytes)?;
             }
+            for (name, registers) in product::registers() {
+                let found = this.get(name)?.registers()?;
+                if found != registers {
+                    return Err(Error::Unsupported {
+                        what: format!("kernel {name}"),
+                        reason: format!("it has {found} registers a thread, {registers} needed"),
+                    });
+                }
+            }
             for (name, bytes) in attention::shared() {
                 this.get(&name)?.allow_shared(bytes)?;
             }

@@ -165,6 +165,8 @@ impl Cuda {
             rows.len() * all * head_dim,
         )?;
         kv.check("rope_append", layer, rows)?;
+        qkv.check("rope_append")?;
+        let frequencies = self.frequencies(theta, head_dim)?;
         let sums = qkv.spend(head_dim / 2);
         qkv.hold_values();
         let arguments: [&dyn Argument; 8] = [
@@ -174,7 +176,7 @@ impl Cuda {
             &(heads as i32),
             &(kv_heads as i32),
             &(head_dim as i32),
-            &self.frequencies(theta, head_dim)?,
+            &frequencies,
             &kv.layer(layer),
         ];
         let name = format!("rope_append_{}", kv.element.suffix());

@@ -14,8 +14,10 @@ const TILE_BYTES: usize = TILE * TILE * 2;
 const COPIED_TOGETHER: usize = 8;
 /// Rows up to which a kernel has registers for two chunks.
 const FOLD_ROWS: usize = 128;
-/// Rows beyond which three warpgroups compute.
-const WIDE_FROM: usize = 128;
+/// Rows up to which two warpgroups compute, and beyond which three do.
+const NARROW_ROWS: usize = 128;
+/// Registers of a thread that the kernels for more are launched with, or else they wait for ever.
+const WIDE_REGISTERS: usize = 128;
 
 /// `struct Product` of `kernels/product.cu`.
 #[repr(C)]
@@ -146,7 +148,7 @@ impl Kernel {
 
     /// Threads of a block: two warpgroups and three warps, or three warpgroups and one that leaves them its registers.
     const fn threads(self) -> usize {
-        match self.rows > WIDE_FROM {
+        match self.rows > NARROW_ROWS {
             true => 512,
             false => 352,
         }
@@ -159,6 +161,12 @@ impl Kernel {
             + 16 * (self.weights + self.inputs + 1)
             + 1024
     }
+}
+
+/// Kernels that have to be launched with so many registers a thread.
+pub(super) fn registers() -> impl Iterator<Item = (&'static str, usize)> {
+    let wide = KERNELS.iter().filter(|kernel| kernel.rows > NARROW_ROWS);
+    wide.map(|kernel| (kernel.name, WIDE_REGISTERS))
 }
 
 /// Kernels with dynamic shared memory, and how much.

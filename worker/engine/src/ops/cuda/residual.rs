@@ -83,6 +83,7 @@ impl Cuda {
     pub(super) fn add(&self, delta: Option<&mut Buffer>, mut to: Residual<'_, Self>) -> Result<()> {
         let (count, width) = (to.rows.len(), to.width);
         if let Some(delta) = &delta {
+            delta.check("residual")?;
             want("residual", "delta", delta, Element::F32, count * width)?;
         }
         if let Some(segments) = self.segments(&mut to)? {

@@ -153,6 +153,17 @@ impl Function {
         Ok(Module(module))
     }
 
+    /// Registers of a thread.
+    pub(in crate::ops::cuda) fn registers(self) -> Result<usize> {
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        let mut registers = 0;
+        // SAFETY: the function is valid.
+        check("counting registers", unsafe {
+            sys::cuFuncGetAttribute(&mut registers, attribute, self.0).result()
+        })?;
+        Ok(usize::try_from(registers).unwrap_or(0))
+    }
+
     /// Allows `bytes` of dynamic shared memory.
     pub(in crate::ops::cuda) fn allow_shared(self, bytes: usize) -> Result<()> {
         let attribute =

@@ -154,6 +154,7 @@ impl PeerCollective {
 
     /// What a rank sends: planes that lie `len` values apart, if nothing else is to be added.
     fn sent(cuda: &Cuda, mine: &Buffer, len: usize) -> Result<Sums> {
+        mine.check("exchange")?;
         if Self::sends_planes(mine, len) {
             return Ok(mine.sums());
         }
@@ -206,9 +207,9 @@ impl Collective<Cuda> for PeerCollective {
         _: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
-        out.hold_values();
         want("sum", "mine", mine, Element::F32, len)?;
         want("sum", "out", out, Element::F32, len)?;
+        out.hold_values();
         if len > ROOM {
             cuda.settle(mine)?;
         }
@@ -234,6 +235,7 @@ impl Collective<Cuda> for PeerCollective {
         if len <= ROOM
             && let Some(segments) = cuda.segments(&mut to)?
         {
+            mine.check("sum")?;
             let sent = match Self::sends_planes(mine, len) {
                 true => mine.spend(to.width),
                 false => Self::sent(cuda, mine, len)?,

@@ -3,7 +3,8 @@
 //
 // One definition: the K columns are chunks (as linear.cu has them); a chunk is summed alone, from zero, by wgmmas of 16 columns in
 // ascending order, in f32. What differs between the kernels below, the number of rows that are made at once, changes no bit. A
-// kernel with FOLD 2 also adds neighbouring chunks, the first step of the tree over chunks; the rest is whoever reads the sums'.
+// kernel with a FOLD of 2 or 4 also adds so many neighbouring chunks, the first steps of the tree over chunks; the rest is whoever
+// reads the sums'.
 //
 // Weights are packed (pack.cu): tiles of 64 outputs, in each the blocks of 64 columns in order, each 8 KiB as wgmma takes
 // them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. Sums are
@@ -11,13 +12,17 @@
 // silu(gate) · up as [rows, outs / 2] bf16: the tile of 64 outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
 // A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. What
-// is fetched of weights does not wait for the kernel before, once a block has room. grid: any; block 352, or 512 for more than 128 rows;
-// dynamic shared memory for the rings and their barriers (ops/cuda/product.rs).
-#include "share.cuh"
+// is fetched of weights does not wait for the kernel before, once a block has room. grid: any, but for a PartShare; block of `threads`;
+// dynamic shared memory for the rings and their barriers (ops/cuda/product/kernel.rs).
+#include "sums.cuh"
+#include <type_traits>
 
 struct alignas(128) TensorMap {
     char opaque[128];
 };
+
+// Threads of a block.
+constexpr int threads(int rows, int fold) { return rows <= 128 ? 352 : fold == 1 ? 512 : 384; }
 
 // Activations whose chunks do not begin where the copy engine can (multiples of 16 bytes): each at its first block, zeros between.
 struct Spread {
@@ -67,79 +72,22 @@ template <int SLOTS> struct Place {
 
 enum Output { PARTIAL, GATED };
 
-// A tile's sums for N rows: lane (g, t) of warp w has, of rows 8i + 2t + k, what lies at 16w + g in v[4i + k] and what lies at
-// 16w + 8 + g in v[4i + 2 + k]: outputs 16w + 2g and the next, or gate 8w + g and its up. `scales` are of these rows.
-template <int N> __device__ inline void scale_sums(const Product &p, const float *scales, float (&v)[N / 2]) {
-    if (!p.scales.squares) return;
-    const int t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < N / 8; i++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
-}
-
-template <int N> __device__ inline void write_sums(const Product &p, int plane, int tile, int row0, float (&v)[N / 2]) {
-    const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int out = tile * TILE + 16 * warp + 2 * g, left = p.outs - out;
-    const int row = row0 + 2 * t, rows = p.rows - row;
-    float *to = static_cast<float *>(p.out) + ((size_t)plane * p.rows + row) * p.outs + out;
-    const bool pairs = p.outs % 2 == 0;
-#pragma unroll
-    for (int i = 0; i < N / 8; i++)
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            float *at = to + (size_t)(8 * i + k) * p.outs;
-            if (8 * i + k >= rows) continue;
-            if (pairs && left > 0)
-                *reinterpret_cast<float2 *>(at) = {v[4 * i + k], v[4 * i + 2 + k]};
-            else {
-                if (left > 0) at[0] = v[4 * i + k];
-                if (left > 1) at[1] = v[4 * i + 2 + k];
-            }
-        }
-}
-
-// Lanes of neighbouring channels exchange, so that each writes two of one row.
-template <int N> __device__ inline void write_activations(const Product &p, int tile, int row0, float (&v)[N / 2]) {
-    const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const bool odd = g % 2;
-    const int width = p.outs / 2, channel = tile * (TILE / 2) + 8 * warp + (g & ~1), left = width - channel;
-    const int row = row0 + 2 * t + odd, rows = p.rows - row;
-    bf16 *to = static_cast<bf16 *>(p.out) + (size_t)row * width + channel;
-    const bool pairs = width % 2 == 0;
-    // Beyond 2^126 the quick division gives 0, which is the limit.
-    auto silu = [](float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; };
-#pragma unroll
-    for (int i = 0; i < N / 8; i++) {
-        const float a = silu(v[4 * i], v[4 * i + 2]), b = silu(v[4 * i + 1], v[4 * i + 3]);
-        const float other = __shfl_xor_sync(FULL, odd ? a : b, 4);
-        const float low = odd ? other : a, high = odd ? b : other;
-        bf16 *at = to + (size_t)8 * i * width;
-        if (8 * i >= rows) continue;
-        if (pairs && left > 0)
-            *reinterpret_cast<unsigned *>(at) = pair(low, high);
-        else {
-            if (left > 0) at[0] = from_float<bf16>(low);
-            if (left > 1) at[1] = from_float<bf16>(high);
-        }
-    }
-}
-
-// Registers of a thread that four warpgroups are launched with (ops/cuda/product.rs checks it): where there were fewer, the last
-// warpgroup that wants more would wait for ever.
-constexpr int WIDE_REGISTERS = 128;
-
-// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots. Of more than 128 rows, x is what a
-// multiprocessor can least bring and read: three warpgroups share it, to which the threads that fetch leave registers. A tile that is
-// alone in its item is two warpgroups' then, by half of its rows.
+// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots.
+//
+// Of more than 128 rows, x is what a multiprocessor can least bring and read: three warpgroups share it, with a tile each. A tile that is
+// alone in its item is two warpgroups' then, by half of its rows. Where chunks are added, which takes the registers of more sums, all
+// tiles are such. The threads that fetch leave their registers to those that compute.
 template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
-    static constexpr bool WIDE = ROWS > 128;
-    static_assert(!WIDE || (TILES == 1 && FOLD == 1));
-    static constexpr int GROUPS = WIDE ? 3 : 2, WARPS = 4 * GROUPS;
-    static constexpr int MANY_REGISTERS = 160, FEW_REGISTERS = 32;
-    static_assert(GROUPS * MANY_REGISTERS + FEW_REGISTERS <= 4 * WIDE_REGISTERS || !WIDE);
+    static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
+    static_assert(!WIDE || TILES == 1);
+    static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
+    static constexpr int MANY_REGISTERS = BY_ROWS ? 232 : 160, FEW_REGISTERS = BY_ROWS ? 40 : 32;
+    // What a wide kernel is launched with (ops/cuda/product/kernel.rs checks it): where there were fewer, the last warpgroup that
+    // wants more would wait for ever.
+    static constexpr int REGISTERS = BY_ROWS ? 168 : 128;
+    static_assert(GROUPS * MANY_REGISTERS + FEW_REGISTERS <= (GROUPS + 1) * REGISTERS || !WIDE);
     static constexpr int ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
-    using Items = Share<GROUPS * TILES, ROWS, FOLD>;
+    using Items = std::conditional_t<GROUPS == 3, PartShare<ROWS>, Share<BY_ROWS ? 1 : GROUPS * TILES, ROWS, FOLD>>;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -191,12 +139,11 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         Place<WEIGHTS> place(1);
         for (Items at(p); at.more(); at.next())
             for (; at.block < at.last_block; at.block++) {
-                const bf16 *from = p.w + ((size_t)at.tile * p.blocks + at.block) * (TILE * BLOCK);
                 for (int i = 0; i < at.tiles; i++) {
+                    const bf16 *from = p.w + (size_t)(at.tile_at(i) * p.blocks + at.block) * (TILE * BLOCK);
                     barrier_wait(weight_barrier(place.slot) + 8, place.parity);
                     barrier_expect(weight_barrier(place.slot), TILE_BYTES);
                     copy_bulk(weights + place.slot * TILE_BYTES, from, TILE_BYTES, weight_barrier(place.slot));
-                    from += (size_t)p.blocks * (TILE * BLOCK);
                     place.advance(1);
                 }
             }
@@ -244,11 +191,19 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
                 row = at.row;
                 turn ^= 1;
             }
-            if constexpr (WIDE) {
-                if (at.tiles == 1 && group < 2)
+            if constexpr (BY_ROWS) {
+                item<1, ROWS / 2>(at, 0, group * ROWS / 2, input, weight, turn);
+            } else if constexpr (WIDE) {
+                const bool part = at.has_part();
+                const int whole = at.tiles - part;
+                if (whole == 1 && group < 2)
                     item<1, ROWS / 2>(at, 0, group * ROWS / 2, input, weight, turn);
-                else if (group < at.tiles)
-                    item<1, ROWS>(at, group, 0, input, weight, turn);
+                else if (group < whole)
+                    item<1, ROWS>(at, group, 0, input, weight, turn, 2);
+                else if (part && p.parts.halvings == 1)
+                    item<1, ROWS / 2>(at, whole, at.member % 2 * ROWS / 2, input, weight, turn, 2);
+                else if (part)
+                    item<1, ROWS / 4>(at, whole, at.member % 4 * ROWS / 4, input, weight, turn, 2);
                 else
                     item<0, ROWS>(at, group, 0, input, weight, turn);
             } else {
@@ -262,15 +217,16 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         }
     }
 
-    // MINE tiles, every other one from the item's tile `first` on, for COUNT rows from `from` on.
+    // MINE tiles, every other one from the item's tile `first` on, for COUNT rows from `from` on. Where two warpgroups may share a
+    // tile, a warp that has one for itself frees its slot for both, in two arrivals.
     template <int MINE, int COUNT>
-    __device__ __forceinline__ void item(const Items &at, int first, int from, Place<INPUTS> &input, Place<WEIGHTS> &weight, int turn) const {
+    __device__ __forceinline__ void item(const Items &at, int first, int from, Place<INPUTS> &input, Place<WEIGHTS> &weight, int turn,
+                                         int arrivals = 1) const {
         // Where threads are launched with 128 registers, ptxas refuses instructions that take as many.
         constexpr int TIMES = COUNT > 128 ? 2 : 1, N = COUNT / TIMES;
-        float sums[MINE + 1][TIMES][N / 2], folded[MINE + 1][TIMES][N / 2];
+        // Nodes of the tree over chunks that wait for the other half.
+        float sums[MINE + 1][TIMES][N / 2], folded[2][MINE + 1][TIMES][N / 2];
         int used_input, used_weights[MINE + 1];
-        // Where two warpgroups may share a tile, a warp that has one for itself frees its slot for both.
-        const int arrivals = WIDE && at.tiles > 1 ? 2 : 1;
         // Every warp for itself: warps of a group that has no tile are not held together by anything.
         auto release = [&]() {
             if (threadIdx.x % 32) return;
@@ -324,15 +280,17 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
             }
             if (MINE) wgmma_wait<0>();
             if (count) release();
-            if (FOLD == 2 && f == 0) each([&](int j, int r, int i) { folded[j][r][i] = sums[j][r][i]; });
-            if (FOLD == 2 && f == 1) each([&](int j, int r, int i) { sums[j][r][i] = folded[j][r][i] + sums[j][r][i]; });
+            int level = 0;
+#pragma unroll
+            for (; f >> level & 1; level++) each([&](int j, int r, int i) { sums[j][r][i] = folded[level][j][r][i] + sums[j][r][i]; });
+            if (f + 1 < FOLD) each([&](int j, int r, int i) { folded[level][j][r][i] = sums[j][r][i]; });
         }
         if (p.scales.squares) barrier_wait(scale_barrier(), turn);
 #pragma unroll
         for (int j = 0; j < MINE; j++)
 #pragma unroll
             for (int r = 0; r < TIMES; r++) {
-                const int tile = at.tile + 2 * j + first, row = from + r * N;
+                const int tile = at.tile_at(2 * j + first), row = from + r * N;
                 scale_sums<N>(p, scales + row, sums[j][r]);
                 if constexpr (OUTPUT == GATED)
                     write_activations<N>(p, tile, at.row + row, sums[j][r]);
@@ -350,11 +308,11 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 #define RUN(...)
 #endif
 
-// As `Kernel` has them; ops/cuda/product.rs has the same table.
-#define PRODUCT(NAME, ROWS, ...)                                                                                       \
-    extern "C" __global__ void __launch_bounds__((ROWS) > 128 ? 512 : 352, 1)                                          \
+// As `Kernel` has them; ops/cuda/product/kernel.rs has the same table.
+#define PRODUCT(NAME, ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                      \
+    extern "C" __global__ void __launch_bounds__(threads(ROWS, FOLD), 1)                                               \
         product_##NAME(const __grid_constant__ Product p, const __grid_constant__ TensorMap x) {                       \
-        RUN(ROWS, __VA_ARGS__)                                                                                         \
+        RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                                \
     }
 PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL)
 PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL)
@@ -372,6 +330,10 @@ PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL)
 PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL)
 PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED)
 PRODUCT(192, 192, 1, 12, 5, 1, PARTIAL)
+PRODUCT(192_fold, 192, 1, 10, 6, 2, PARTIAL)
+PRODUCT(192_fold4, 192, 1, 10, 6, 4, PARTIAL)
 PRODUCT(192_gated, 192, 1, 12, 5, 1, GATED)
 PRODUCT(256, 256, 1, 12, 4, 1, PARTIAL)
+PRODUCT(256_fold, 256, 1, 7, 5, 2, PARTIAL)
+PRODUCT(256_fold4, 256, 1, 7, 5, 4, PARTIAL)
 PRODUCT(256_gated, 256, 1, 12, 4, 1, GATED)

@@ -1,7 +1,7 @@
 // A product's weight, and how blocks share its outputs.
 //
-// Units are a tile of 64 outputs in one chunk of the columns, or in FOLD chunks. A block has a contiguous share of them, and works
-// through it in items: some tiles of the same chunks.
+// Units are a tile of 64 outputs in one chunk of the columns, or in FOLD chunks. A block has a share of them, and works through it in
+// items: some tiles of the same chunks.
 #pragma once
 #include "common.cuh"
 
@@ -9,11 +9,18 @@ constexpr int TILE = 64;
 constexpr int BLOCK = 64;
 constexpr int TILE_BYTES = TILE * BLOCK * 2;
 
+// How blocks that take parts of tiles share a product: `blocks` of them have a chunk, `each` of these whole tiles, and, of those that are
+// `left` over, one a block, or the half or the quarter of one's rows.
+struct Parts {
+    int blocks, each, left, halvings;
+};
+
 struct Product {
     const bf16 *w;
     void *out;
     RowScales scales;
     int rows, outs, tiles;
+    Parts parts;
     // Blocks of a tile, in all chunks.
     int blocks;
     int chunks;
@@ -21,9 +28,9 @@ struct Product {
     int first_block[CHUNKS + 1];
     int first_col[CHUNKS];
 };
-static_assert(sizeof(Product) == 128);
+static_assert(sizeof(Product) == 144);
 
-// The items of a block, of up to MOST tiles, each for one tile of ROWS rows after the other.
+// The items of a block that has a contiguous share, of up to MOST tiles, each for one tile of ROWS rows after the other.
 template <int MOST, int ROWS, int FOLD> struct Share {
     const Product &p;
     int unit, end;
@@ -47,6 +54,8 @@ template <int MOST, int ROWS, int FOLD> struct Share {
         block = p.first_block[chunk];
         last_block = p.first_block[chunk + FOLD];
     }
+    // Tile i of the item.
+    __device__ int tile_at(int i) const { return tile + i; }
     __device__ bool more() const { return unit < end; }
     __device__ void next() {
         block = p.first_block[chunk];
@@ -58,7 +67,50 @@ template <int MOST, int ROWS, int FOLD> struct Share {
     // The column of x where the present block begins.
     __device__ int column() const {
         int of = chunk;
-        if (FOLD == 2 && block >= p.first_block[chunk + 1]) of++;
+#pragma unroll
+        for (int f = 1; f < FOLD; f++) of += block >= p.first_block[chunk + f];
         return p.first_col[of] + (block - p.first_block[of]) * BLOCK;
     }
+};
+
+// The items of a block of three warpgroups, which are seldom all needed for whole tiles: a part of a tile is beside the last ones.
+// grid: blocks · chunks.
+template <int ROWS> struct PartShare {
+    static constexpr int MOST = 3;
+    const Product &p;
+    int chunk, member; // of the blocks that have the chunk
+    int tile, end, tiles;
+    int row;
+    int block, last_block;
+
+    // Divisions would take registers that threads which fetch do not have.
+    __device__ PartShare(const Product &p) : p(p), chunk(0), member(blockIdx.x) {
+        for (; member >= p.parts.blocks; member -= p.parts.blocks) chunk++;
+        tile = member * p.parts.each + (p.parts.halvings ? 0 : min(member, p.parts.left));
+        end = tile + p.parts.each + (member < p.parts.left << p.parts.halvings);
+        enter();
+    }
+    __device__ void enter() {
+        if (!more()) return;
+        const int all = end - tile, items = (all + MOST - 1) / MOST;
+        tiles = (all + items - 1) / items;
+        row = 0;
+        block = p.first_block[chunk];
+        last_block = p.first_block[chunk + 1];
+    }
+    __device__ bool is_part(int tile) const { return p.parts.halvings && tile >= (member + 1) * p.parts.each; }
+    // Whether the item's last tile is a part. There are whole ones then, one or two.
+    __device__ bool has_part() const { return is_part(tile + tiles - 1); }
+    __device__ int tile_at(int i) const {
+        return is_part(tile + i) ? p.tiles - p.parts.left + (member >> p.parts.halvings) : tile + i;
+    }
+    __device__ bool more() const { return tile < end; }
+    __device__ void next() {
+        block = p.first_block[chunk];
+        row += ROWS;
+        if (row < p.rows) return;
+        tile += tiles;
+        enter();
+    }
+    __device__ int column() const { return p.first_col[chunk] + (block - p.first_block[chunk]) * BLOCK; }
 };

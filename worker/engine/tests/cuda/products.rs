@@ -140,12 +140,19 @@ fn chunks_of_any_number_of_ranks_sum_to_the_same_bits() {
     ] {
         let chunks = bounds(lengths);
         let cols = chunks[7].end;
-        for (rows, outs) in [(1, 90), (20, 90), (70, 90), (140, 1300), (300, 2500)] {
+        for (rows, outs) in [
+            (1, 90),
+            (20, 90),
+            (70, 90),
+            (140, 1300),
+            (200, 3560),
+            (300, 2500),
+        ] {
             let x = noise(8, rows * cols);
             let cuda = gpu(Precision::Bf16);
             let whole = chunked(&cuda, rows, outs, 0..cols, &chunks, &x, cols);
             let whole = cuda.download(&whole).unwrap();
-            for few in [1, 30, 128, 200] {
+            for few in [1, 30, 128, 150, 200] {
                 let few = few.min(rows);
                 let some = chunked(&cuda, few, outs, 0..cols, &chunks, &x[..few * cols], cols);
                 let some = cuda.download(&some).unwrap();
@@ -209,7 +216,7 @@ fn gated<O: TransformerOps>(
 #[test]
 fn gated_products_are_those_of_the_cpu_and_alike_in_any_batch() {
     let _gpu = alone();
-    // The last three have shares of two tiles, and of three and four.
+    // The last six have shares of one tile and a half, two, two and a quarter, two and a half, and three and a quarter.
     for (width, cols) in [
         (40, 64),
         (33, 96),
@@ -217,7 +224,10 @@ fn gated_products_are_those_of_the_cpu_and_alike_in_any_batch() {
         (129, 1792),
         (12, 7),
         (4990, 64),
+        (6130, 64),
         (8200, 64),
+        (9080, 64),
+        (10040, 64),
         (12700, 72),
     ] {
         let most = 300;

@@ -47,7 +47,7 @@ const fn kernel(
 }
 
 /// The kernels of `kernels/product.cu`, for few rows first.
-const KERNELS: [Kernel; 23] = [
+const KERNELS: [Kernel; 26] = [
     kernel("product_8", Planes(1), 8, 24, 16),
     kernel("product_8_fold", Planes(2), 8, 24, 16),
     kernel("product_8_gated", Gated, 8, 24, 16),
@@ -60,6 +60,9 @@ const KERNELS: [Kernel; 23] = [
     kernel("product_64", Planes(1), 64, 18, 6),
     kernel("product_64_fold", Planes(2), 64, 16, 8),
     kernel("product_64_gated", Gated, 64, 18, 6),
+    kernel("product_96", Planes(1), 96, 14, 8),
+    kernel("product_96_fold", Planes(2), 96, 12, 9),
+    kernel("product_96_gated", Gated, 96, 14, 8),
     kernel("product_128", Planes(1), 128, 14, 6),
     kernel("product_128_fold", Planes(2), 128, 12, 7),
     kernel("product_128_gated", Gated, 128, 14, 6),

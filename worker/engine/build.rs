@@ -61,6 +61,7 @@ fn compile() -> Result<(), String> {
             &root.join("kernels/residual.cuh"),
             &root.join("kernels/share.cuh"),
             &root.join("kernels/sums.cuh"),
+            &root.join("kernels/walk.cuh"),
             &root.join("kernels/wgmma.cuh"),
             &nvcc,
         ];

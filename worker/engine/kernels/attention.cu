@@ -10,126 +10,72 @@
 //
 // Two tilings of it: an item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row
 // folds them all. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
-#include "common.cuh"
+#include "walk.cuh"
 
-constexpr int MAX_GROUP = 8;
-constexpr int MAX_KV_HEADS = 64;
-constexpr int WHOLE_ROW = 0xffff;
 constexpr int WARPS = 4;
 constexpr int QUARTER = KV_SPLIT / WARPS;
 constexpr int QUARTER_BLOCKS = QUARTER / KV_BLOCK;
-constexpr int SPLIT_BLOCKS = KV_SPLIT / KV_BLOCK;
-
-// An entry of the work list, as `begin_step` writes it.
-struct alignas(16) Item {
-    int row_and_split; // split in the upper half; WHOLE_ROW: all
-    int last, slot;    // the row's position, its sequence
-    int fresh;         // positions from here on are written by this step
-    __device__ int row() const { return row_and_split & 0xffff; }
-    __device__ int split() const { return row_and_split >> 16 & 0xffff; }
-};
-
-struct Attention {
-    Rows rows;
-    const float *qkv;
-    const void *layer;
-    void *out;
-    float *partials;       // [items, heads, dim], then
-    float *partial_scales; // [items, heads, 2]: maximum, sum
-    int *arrived;          // [rows, kv_heads], zero before and after
-    const int *item_count;
-    const Item *items;
-    const int *first_item; // [rows]; -1 where a row is one item
-    int heads, kv_heads;
-    int window; // 0: none
-    float scale; // of scores, with log2(e)
-    short first_head[MAX_KV_HEADS + 1];
-    Ahead ahead;
-};
-
-__device__ inline int first_seen(int last, int window) { return window ? max(0, last + 1 - window) : 0; }
-
-// Work of a block, one split after the other: items `blockIdx.x`, + gridDim.x, … of all items times K/V heads.
-struct Walk {
-    int index, total, kv_head, from, split, to;
-    Item item;
-    __device__ Walk(const Attention &p) : index(blockIdx.x), total(__ldcg(p.item_count) * p.kv_heads) { enter(p); }
-    __device__ void enter(const Attention &p) {
-        if (index >= total) return;
-        kv_head = index % p.kv_heads;
-        // Not from L1, which may have an earlier step's: this is before `wait_previous`, but after the step's plan is there.
-        const int4 words = __ldcg(reinterpret_cast<const int4 *>(p.items + index / p.kv_heads));
-        item = {words.x, words.y, words.z, words.w};
-        from = whole() ? first_seen(item.last, p.window) / KV_SPLIT : item.split();
-        to = whole() ? item.last / KV_SPLIT : from;
-        split = from;
-    }
-    __device__ bool whole() const { return item.split() == WHOLE_ROW; }
-    __device__ bool more() const { return index < total; }
-    __device__ void next(const Attention &p) {
-        if (++split <= to) return;
-        index += gridDim.x;
-        enter(p);
-    }
-    __device__ const int *table(const Attention &p) const { return p.rows.tables + (size_t)item.slot * p.rows.table_stride; }
-};
-
-// The seen positions of a split, [lo, hi), counted from its first.
-struct Seen {
-    int lo, hi;
-    __device__ Seen(const Attention &p, const Walk &w) {
-        lo = max(first_seen(w.item.last, p.window) - w.split * KV_SPLIT, 0);
-        hi = min(w.item.last + 1 - w.split * KV_SPLIT, KV_SPLIT);
-    }
-    __device__ bool block(int b) const { return b * KV_BLOCK < hi && (b + 1) * KV_BLOCK > lo; }
-};
 
 __device__ inline float4 operator*(float4 v, float s) { return {v.x * s, v.y * s, v.z * s, v.w * s}; }
 __device__ inline float4 fma4(float4 a, float s, float4 c) { return {fmaf(a.x, s, c.x), fmaf(a.y, s, c.y), fmaf(a.z, s, c.z), fmaf(a.w, s, c.w)}; }
 
 // Folds the partial results of `splits` items from `first` on, in order, for heads head0..head0+group: [group, dim] to `out`.
-// A thread has four channels, and reads those of AT_ONCE splits before it folds them.
-template <int DIM, int AT_ONCE, typename T>
+// A thread has four channels in each of OWN places, and reads those of AT_ONCE splits before it folds them.
+template <int DIM, int AT_ONCE, int OWN, typename T>
 __device__ inline void merge(const Attention &p, int first, int splits, int head0, int group, T *out) {
-    for (int i = threadIdx.x; i < group * DIM / 4; i += WARPS * 32) {
-        const int head = head0 + 4 * i / DIM, channel = 4 * i % DIM;
-        float top = -INFINITY, sum = 0.f;
-        float4 value = {0.f, 0.f, 0.f, 0.f};
+    constexpr int THREADS = WARPS * 32;
+    const int count = group * DIM / 4;
+    for (int from = threadIdx.x; from < count; from += OWN * THREADS) {
+        float top[OWN], sum[OWN];
+        float4 value[OWN];
         for (int base = 0; base < splits; base += AT_ONCE) {
-            float2 scales[AT_ONCE];
-            float4 values[AT_ONCE];
+            float2 scales[OWN][AT_ONCE];
+            float4 values[OWN][AT_ONCE];
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
-                const size_t at = (size_t)(first + min(base + k, splits - 1)) * p.heads + head;
-                scales[k] = __ldcg(reinterpret_cast<const float2 *>(p.partial_scales + at * 2));
-                values[k] = __ldcg(reinterpret_cast<const float4 *>(p.partials + at * DIM + channel));
-            }
+            for (int n = 0; n < OWN; n++)
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
-                if (base + k >= splits) continue;
-                if (base + k == 0) {
-                    top = scales[k].x;
-                    sum = scales[k].y;
-                    value = values[k];
-                    continue;
+                for (int k = 0; k < AT_ONCE; k++) {
+                    const int i = min(from + n * THREADS, count - 1), head = head0 + 4 * i / DIM, channel = 4 * i % DIM;
+                    const size_t at = (size_t)(first + min(base + k, splits - 1)) * p.heads + head;
+                    scales[n][k] = __ldcg(reinterpret_cast<const float2 *>(p.partial_scales + at * 2));
+                    values[n][k] = __ldcg(reinterpret_cast<const float4 *>(p.partials + at * DIM + channel));
                 }
-                const float all = fmaxf(top, scales[k].x);
-                const float a = exp2f(top - all), b = exp2f(scales[k].x - all);
-                sum = fmaf(scales[k].y, b, sum * a);
-                value = fma4(values[k], b, value * a);
-                top = all;
-            }
-        }
-        const float v[] = {value.x / sum, value.y / sum, value.z / sum, value.w / sum};
 #pragma unroll
-        for (int k = 0; k < 4; k++) out[4 * i + k] = from_float<T>(v[k]);
+            for (int n = 0; n < OWN; n++)
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; k++) {
+                    if (base + k >= splits) continue;
+                    const float2 scale = scales[n][k];
+                    if (base + k == 0) {
+                        top[n] = scale.x;
+                        sum[n] = scale.y;
+                        value[n] = values[n][k];
+                        continue;
+                    }
+                    const float all = fmaxf(top[n], scale.x);
+                    const float a = exp2f(top[n] - all), b = exp2f(scale.x - all);
+                    sum[n] = fmaf(scale.y, b, sum[n] * a);
+                    value[n] = fma4(values[n][k], b, value[n] * a);
+                    top[n] = all;
+                }
+        }
+#pragma unroll
+        for (int n = 0; n < OWN; n++) {
+            const int i = from + n * THREADS;
+            if (i >= count) continue;
+            const float v[] = {value[n].x / sum[n], value[n].y / sum[n], value[n].z / sum[n], value[n].w / sum[n]};
+#pragma unroll
+            for (int k = 0; k < 4; k++) out[4 * i + k] = from_float<T>(v[k]);
+        }
     }
 }
 
 // Stages of the ring: where rows are read whole, two blocks a multiprocessor have it full of what they wait for; where they are
-// read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for.
-constexpr int DEEP = 6, SHALLOW = 4;
-template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == SHALLOW ? 12 : 6;
+// read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for. The splits of one row are
+// fewer than multiprocessors: a block has all of its split under way before the kernel before has ended.
+constexpr int DEEP = 6, SHALLOW = 4, ENTIRE = 2 * WARPS;
+template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : 12;
+template <int DEPTH> constexpr int PLACES = DEPTH == ENTIRE ? 2 : 1;
 // A stage is the keys, or the values, of four blocks.
 template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
 template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
@@ -147,7 +93,13 @@ __device__ inline void consumers_wait() { asm volatile("bar.sync 1, 128;" ::: "m
 template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, unsigned ring, unsigned bars) {
     const int lane = threadIdx.x % 32;
     int slot = 0, parity = 1;
-    bool waited = false;
+    bool waited = false, started = DEPTH == DEEP;
+    auto wait = [&]() {
+        wait_previous();
+        copies_see_writes();
+        waited = true;
+    };
+    auto quarter = [](int k) { return 0xfu << k % WARPS * QUARTER_BLOCKS; };
     for (Walk w(p); w.more(); w.next(p)) {
         const Seen seen(p, w);
         const bool mine = lane < SPLIT_BLOCKS && seen.block(lane);
@@ -156,27 +108,38 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
         const unsigned all = __ballot_sync(FULL, mine);
         // What this step writes is there once the kernel before has ended; what earlier ones wrote, before that.
         const unsigned fresh = __ballot_sync(FULL, mine && w.split * KV_SPLIT + (lane + 1) * KV_BLOCK > w.item.fresh);
-#pragma unroll
-        for (int k = 0; k < 2 * WARPS; k++) {
-            const int quarter = k % WARPS;
-            const unsigned bits = 0xf << quarter * QUARTER_BLOCKS;
-            if (!waited && fresh & bits) {
-                wait_previous();
-                copies_see_writes();
-                waited = true;
-            }
-            const unsigned full = bars + 16 * slot;
-            barrier_wait(full + 8, parity);
-            if (lane == 0) barrier_expect(full, __popc(all & bits) * PIECE<DIM>);
+        // Stage k, once it is free, and of its blocks those in `which`.
+        auto claim = [&](int k) {
+            barrier_wait(bars + 16 * slot + 8, parity);
+            if (lane == 0) barrier_expect(bars + 16 * slot, __popc(all & quarter(k)) * PIECE<DIM>);
             __syncwarp();
-            if (all & bits & 1u << lane)
-                copy_bulk(ring + slot * STAGE<DIM> + lane % QUARTER_BLOCKS * PIECE<DIM>, from + k / WARPS * PIECE<DIM>, PIECE<DIM>, full);
+        };
+        auto copy = [&](int k, unsigned which) {
+            if (which & quarter(k) & 1u << lane)
+                copy_bulk(ring + slot * STAGE<DIM> + lane % QUARTER_BLOCKS * PIECE<DIM>, from + k / WARPS * PIECE<DIM>, PIECE<DIM>,
+                          bars + 16 * slot);
             if (++slot == DEPTH) {
                 slot = 0;
                 parity ^= 1;
             }
+        };
+        // Where there is a stage for everything, only what is fresh waits.
+        const bool apart = DEPTH == ENTIRE && !waited && fresh;
+#pragma unroll
+        for (int k = 0; k < 2 * WARPS; k++) {
+            if (!apart && !waited && fresh & quarter(k)) wait();
+            claim(k);
+            copy(k, apart ? all & ~fresh : all);
         }
+        if (!started) let_next_start();
+        started = true;
+        if (!apart) continue;
+        wait();
+#pragma unroll
+        for (int k = 0; k < 2 * WARPS; k++) copy(k, fresh);
+        parity ^= 1;
     }
+    if (!started) let_next_start();
     if (!waited) wait_previous();
     if (lane == 0) p.ahead.fetch();
 }
@@ -185,6 +148,8 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
 // Where a warp finds a split's operands: the stages of the ring, or memory.
 template <int DIM, int DEPTH> struct Source {
 #if __CUDA_ARCH__ >= 900
+    // Blocks that are not seen may be read: they are masked.
+    static constexpr bool HAS_ALL = true;
     const uint4 *ring;
     unsigned bars;
     int slot = 0, parity = 0;
@@ -213,6 +178,7 @@ template <int DIM, int DEPTH> struct Source {
         }
     }
 #else
+    static constexpr bool HAS_ALL = false;
     const uint4 *layer;
     const int *table;
     int kv_head, kv_heads;
@@ -264,7 +230,8 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         barrier_init_fence();
     }
     __syncthreads();
-    let_next_start();
+    // Of few rows, what is read first is under way before weights of the next product are: it would wait for all of them.
+    if (DEPTH == DEEP) let_next_start();
     if (warp == WARPS) {
         fetch<DIM, DEPTH>(p, shared_address(ring), source.bars);
         return;
@@ -294,16 +261,14 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         int at;
         const uint4 *keys = source.stage(warp, at);
 #pragma unroll
-        for (int b = 0; b < QUARTER_BLOCKS; b++) {
-            if (!seen.block(warp * QUARTER_BLOCKS + b)) continue;
-            const uint4 *from = source.operands(keys, b, false);
+        for (int j = 0; j < J; j++)
 #pragma unroll
-            for (int j = 0; j < J; j++) {
-                const uint4 q = make_uint4(query[j].x, 0, query[j].y, 0), k = from[j * 32];
+            for (int b = 0; b < QUARTER_BLOCKS; b++) {
+                if (!source.HAS_ALL && !seen.block(warp * QUARTER_BLOCKS + b)) continue;
+                const uint4 q = make_uint4(query[j].x, 0, query[j].y, 0), k = source.operands(keys, b, false)[j * 32];
                 mma(score[2 * b], q, k.x, k.y);
                 mma(score[2 * b + 1], q, k.z, k.w);
             }
-        }
         source.release(at, WARPS);
         float most = -INFINITY;
 #pragma unroll
@@ -346,7 +311,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 #pragma unroll
             for (int b = 0; b < QUARTER_BLOCKS; b++) {
                 const int block = quarter * QUARTER_BLOCKS + b, start = block * KV_BLOCK;
-                if (!seen.block(block)) continue;
+                if (!source.HAS_ALL && !seen.block(block)) continue;
                 const uint2 weight = exchange.weights[block][lane];
                 const uint4 weights = make_uint4(weight.x, 0, weight.y, 0);
                 // What lies in a block outside the sequence may be anything, and zero times that must be zero.
@@ -411,7 +376,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
             if (warp == 0 && t == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top, sum};
         }
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, exchange.last_one)) merge<DIM, FOLDED_AT_ONCE<DEPTH>>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, exchange.last_one)) merge<DIM, FOLDED_AT_ONCE<DEPTH>, PLACES<DEPTH>>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 
@@ -478,7 +443,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
         }
         if (w.whole()) continue;
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, last_one)) merge<DIM, FOLDED_AT_ONCE<DEEP>>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, last_one)) merge<DIM, FOLDED_AT_ONCE<DEEP>, PLACES<DEEP>>(p, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 
@@ -489,6 +454,10 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
     extern "C" __global__ void __launch_bounds__(160, 3)                                                               \
         attention_few_##DIM##_bf16(const __grid_constant__ Attention p) {                                              \
         attention<DIM, SHALLOW>(p);                                                                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(160, 1)                                                               \
+        attention_split_##DIM##_bf16(const __grid_constant__ Attention p) {                                            \
+        attention<DIM, ENTIRE>(p);                                                                                     \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128) attention_##DIM##_f32(const __grid_constant__ Attention p) {     \
         plain<DIM>(p);                                                                                                 \

@@ -30,7 +30,7 @@ const AHEAD_FROM: usize = 48 << 10;
 /// Of what is fetched ahead, addresses and sizes are multiples.
 const AHEAD_UNIT: usize = 128;
 
-/// A tiling: its kernels' name, stages of its ring, blocks of it that a multiprocessor holds.
+/// A tiling, as `kernels/attention.cu` has it: its kernels' name, stages of its ring, blocks of it that a multiprocessor holds.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
     name: &'static str,
@@ -48,8 +48,22 @@ const SHALLOW: Tiling = Tiling {
     stages: 4,
     blocks: 3,
 };
+const ENTIRE: Tiling = Tiling {
+    name: "attention_split",
+    stages: 8,
+    blocks: 1,
+};
 
 impl Tiling {
+    /// The tiling for `rows` rows: that of one row's splits, unless it is very long, there are multiprocessors enough for.
+    fn of(rows: usize) -> Self {
+        match rows {
+            0..=1 => ENTIRE,
+            2..=FEW_ROWS => SHALLOW,
+            _ => DEEP,
+        }
+    }
+
     /// Dynamic shared memory: a stage is the keys, or the values, of its blocks; it has two barriers.
     fn shared(self, dim: usize) -> usize {
         self.stages * (STAGE_BLOCKS * KV_BLOCK * dim * 2 + 16)
@@ -58,7 +72,7 @@ impl Tiling {
 
 /// Kernels with dynamic shared memory where there are bulk copies, and how much.
 pub(super) fn shared() -> impl Iterator<Item = (String, usize)> {
-    [DEEP, SHALLOW].into_iter().flat_map(|tiling| {
+    [DEEP, SHALLOW, ENTIRE].into_iter().flat_map(|tiling| {
         HEAD_DIMS.map(|dim| (format!("{}_{dim}_bf16", tiling.name), tiling.shared(dim)))
     })
 }
@@ -167,10 +181,9 @@ impl Cuda {
         }
         // Where there are bulk copies, one more warp fetches.
         let bulk = self.hopper && kv.element == Element::Bf16;
-        let few = bulk && rows.len() <= FEW_ROWS;
-        let tiling = if few { SHALLOW } else { DEEP };
+        let tiling = if bulk { Tiling::of(rows.len()) } else { DEEP };
         let blocks = self.multiprocessors * tiling.blocks;
-        let ahead = ahead.filter(|_| few);
+        let ahead = ahead.filter(|_| bulk && rows.len() <= FEW_ROWS);
         let layout = rows.layout();
         let partials = layout.split_items() * heads;
         let workspace = self.workspace(partials * (head_dim + 2) * 4)?;

@@ -151,6 +151,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 
     __device__ void fetch_inputs(const TensorMap *x) const {
         Place<INPUTS> place(1);
+        asm volatile("prefetch.tensormap [%0];" ::"l"(x) : "memory");
         wait_previous();
         copies_see_writes();
         for (Items at(p); at.more(); at.next())

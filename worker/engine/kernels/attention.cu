@@ -8,7 +8,7 @@
 // summed by quarters of 64 positions and the quarters added in order; its weighted values are MMAs over its blocks of 16 in order.
 // In f32 a split is one sum in ascending position. Splits are folded in order. Exponentials are base 2.
 //
-// Two tilings of it: an item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row
+// An item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row
 // folds them all. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
 #include "walk.cuh"
 
@@ -71,8 +71,8 @@ __device__ inline void merge(const Attention &p, int first, int splits, int head
 }
 
 // Stages of the ring: where rows are read whole, two blocks a multiprocessor have it full of what they wait for; where they are
-// read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for. The splits of one row are
-// fewer than multiprocessors: a block has all of its split under way before the kernel before has ended.
+// read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for. One row has fewer splits than
+// there are multiprocessors, unless it is very long: a block has all of its split under way before the kernel before has ended.
 constexpr int DEEP = 6, SHALLOW = 4, ENTIRE = 2 * WARPS;
 template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : 12;
 template <int DEPTH> constexpr int PLACES = DEPTH == ENTIRE ? 2 : 1;
@@ -148,8 +148,8 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
 // Where a warp finds a split's operands: the stages of the ring, or memory.
 template <int DIM, int DEPTH> struct Source {
 #if __CUDA_ARCH__ >= 900
-    // Blocks that are not seen may be read: they are masked.
-    static constexpr bool HAS_ALL = true;
+    // Blocks that are not seen can be read: what they hold is masked.
+    static constexpr bool READS_UNSEEN = true;
     const uint4 *ring;
     unsigned bars;
     int slot = 0, parity = 0;
@@ -178,7 +178,7 @@ template <int DIM, int DEPTH> struct Source {
         }
     }
 #else
-    static constexpr bool HAS_ALL = false;
+    static constexpr bool READS_UNSEEN = false;
     const uint4 *layer;
     const int *table;
     int kv_head, kv_heads;
@@ -230,7 +230,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         barrier_init_fence();
     }
     __syncthreads();
-    // Of few rows, what is read first is under way before weights of the next product are: it would wait for all of them.
+    // Of few rows, a block's first split is under way before the next product asks for its weights, all of which it would wait for.
     if (DEPTH == DEEP) let_next_start();
     if (warp == WARPS) {
         fetch<DIM, DEPTH>(p, shared_address(ring), source.bars);
@@ -264,7 +264,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         for (int j = 0; j < J; j++)
 #pragma unroll
             for (int b = 0; b < QUARTER_BLOCKS; b++) {
-                if (!source.HAS_ALL && !seen.block(warp * QUARTER_BLOCKS + b)) continue;
+                if (!source.READS_UNSEEN && !seen.block(warp * QUARTER_BLOCKS + b)) continue;
                 const uint4 q = make_uint4(query[j].x, 0, query[j].y, 0), k = source.operands(keys, b, false)[j * 32];
                 mma(score[2 * b], q, k.x, k.y);
                 mma(score[2 * b + 1], q, k.z, k.w);
@@ -311,7 +311,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 #pragma unroll
             for (int b = 0; b < QUARTER_BLOCKS; b++) {
                 const int block = quarter * QUARTER_BLOCKS + b, start = block * KV_BLOCK;
-                if (!source.HAS_ALL && !seen.block(block)) continue;
+                if (!source.READS_UNSEEN && !seen.block(block)) continue;
                 const uint2 weight = exchange.weights[block][lane];
                 const uint4 weights = make_uint4(weight.x, 0, weight.y, 0);
                 // What lies in a block outside the sequence may be anything, and zero times that must be zero.
@@ -456,7 +456,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
         attention<DIM, SHALLOW>(p);                                                                                    \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(160, 1)                                                               \
-        attention_split_##DIM##_bf16(const __grid_constant__ Attention p) {                                            \
+        attention_one_##DIM##_bf16(const __grid_constant__ Attention p) {                                            \
         attention<DIM, ENTIRE>(p);                                                                                     \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128) attention_##DIM##_f32(const __grid_constant__ Attention p) {     \

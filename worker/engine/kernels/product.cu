@@ -51,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) spread_chunks(const __grid_con
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "wgmma.cuh"
 
+__device__ inline void prefetch_map(const TensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 __device__ inline void copy_tensor(unsigned shared, const TensorMap *map, int column, int row, unsigned barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
                  "l"(map), "r"(column), "r"(row), "r"(barrier)
@@ -151,7 +152,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 
     __device__ void fetch_inputs(const TensorMap *x) const {
         Place<INPUTS> place(1);
-        asm volatile("prefetch.tensormap [%0];" ::"l"(x) : "memory");
+        prefetch_map(x);
         wait_previous();
         copies_see_writes();
         for (Items at(p); at.more(); at.next())
@@ -197,12 +198,11 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
             } else if constexpr (WIDE) {
                 const bool part = at.has_part();
                 const int whole = at.tiles - part;
-                if (whole == 1 && group < 2)
-                    item<1, ROWS / 2>(at, 0, group * ROWS / 2, input, weight, turn);
+                const bool shares = whole == 1 && group < 2;
+                if (shares || (part && group >= whole && p.parts.halvings == 1))
+                    item<1, ROWS / 2>(at, shares ? 0 : whole, (shares ? group : at.member % 2) * ROWS / 2, input, weight, turn, shares ? 1 : 2);
                 else if (group < whole)
                     item<1, ROWS>(at, group, 0, input, weight, turn, 2);
-                else if (part && p.parts.halvings == 1)
-                    item<1, ROWS / 2>(at, whole, at.member % 2 * ROWS / 2, input, weight, turn, 2);
                 else if (part)
                     item<1, ROWS / 4>(at, whole, at.member % 4 * ROWS / 4, input, weight, turn, 2);
                 else

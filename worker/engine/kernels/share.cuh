@@ -9,8 +9,8 @@ constexpr int TILE = 64;
 constexpr int BLOCK = 64;
 constexpr int TILE_BYTES = TILE * BLOCK * 2;
 
-// How blocks that take parts of tiles share a product: `blocks` of them have a chunk, `each` of these whole tiles, and, of those that are
-// `left` over, one a block, or the half or the quarter of one's rows.
+// How blocks that take parts of tiles share a product: `blocks` of them have a chunk, `each` of these whole tiles. Those that are
+// `left` over are the first blocks', in 2^halvings parts of their rows, one a block.
 struct Parts {
     int blocks, each, left, halvings;
 };
@@ -83,7 +83,7 @@ template <int ROWS> struct PartShare {
     int row;
     int block, last_block;
 
-    // Divisions would take registers that threads which fetch do not have.
+    // A loop, since a division by what is not known before would take registers that threads which fetch do not have.
     __device__ PartShare(const Product &p) : p(p), chunk(0), member(blockIdx.x) {
         for (; member >= p.parts.blocks; member -= p.parts.blocks) chunk++;
         tile = member * p.parts.each + (p.parts.halvings ? 0 : min(member, p.parts.left));

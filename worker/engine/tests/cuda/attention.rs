@@ -12,6 +12,17 @@ type Heads = (&'static [usize], usize);
 const GROUP_OF_SEVEN: Heads = (&[0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1], 128);
 const UNEVEN: Heads = (&[0, 0, 0, 1], 64);
 const TINY: Heads = (&[0, 0, 0, 0, 1, 1, 1, 1], 16);
+/// So many K/V heads that a multiprocessor has more than one split of a row.
+const MANY: Heads = (&ALL_OF_THEIR_OWN, 16);
+const ALL_OF_THEIR_OWN: [usize; 60] = {
+    let mut of = [0; 60];
+    let mut head = 0;
+    while head < of.len() {
+        of[head] = head;
+        head += 1;
+    }
+    of
+};
 
 /// Rows by sequence and positions.
 type Work<'a> = &'a [(u32, Range<u32>)];
@@ -23,15 +34,20 @@ fn run<O: TransformerOps>(
     window: Option<usize>,
     steps: &[Work<'_>],
 ) -> (Vec<f32>, Vec<f32>) {
+    let kv_heads = kv_head_of[kv_head_of.len() - 1] + 1;
     let layout = KvLayout {
         layers: 2,
-        kv_heads: 2,
+        kv_heads,
         head_dim,
         blocks: 400,
         block_size: 16,
     };
-    let width = (kv_head_of.len() + 4) * head_dim;
-    let limits = StepLimits { window, ..LIMITS };
+    let width = (kv_head_of.len() + 2 * kv_heads) * head_dim;
+    let limits = StepLimits {
+        window,
+        kv_heads,
+        ..LIMITS
+    };
     let mut kv = ops.kv_cache(layout).unwrap();
     let mut rows = ops.rows(&limits).unwrap();
     let most = LIMITS.max_rows;
@@ -81,9 +97,14 @@ fn attention_is_that_of_the_cpu() {
         // No row sees another.
         &[(0, 1006..1007), (2, 2..3), (1, 6..7)],
         &[(1, 7..8), (0, 1007..1008)],
+        &[(0, 1008..1009)],
     ];
     for heads in [GROUP_OF_SEVEN, UNEVEN, TINY] {
-        for window in [None, Some(1), Some(5), Some(300)] {
+        for (window, last) in [None, Some(1), Some(5), Some(300)]
+            .into_iter()
+            .flat_map(|window| [(window, 5), (window, 6)])
+        {
+            let steps = &steps[..=last];
             let want = run(&Cpu::new(), heads, window, steps);
             for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 8e-3)] {
                 let got = run(&gpu(precision), heads, window, steps);
@@ -102,7 +123,7 @@ fn attention_is_that_of_the_cpu() {
 #[test]
 fn a_row_attends_alike_in_any_step() {
     let _gpu = alone();
-    for heads in [GROUP_OF_SEVEN, TINY] {
+    for heads in [GROUP_OF_SEVEN, TINY, MANY] {
         let width = heads.0.len() * heads.1;
         for precision in [Precision::Bf16, Precision::F32] {
             let cuda = gpu(precision);
@@ -121,21 +142,27 @@ fn a_row_attends_alike_in_any_step() {
                         .collect::<Vec<_>>(),
                 )
                 .0;
-                let alone = run(
-                    &cuda,
-                    heads,
-                    None,
-                    &[
-                        first,
-                        &[(0, 500..start)],
-                        &[(1, 0..1), (0, start..start + 1)],
-                    ]
-                    .into_iter()
-                    .filter(|work| !work[0].1.is_empty())
-                    .collect::<Vec<_>>(),
-                )
-                .0;
-                assert_same_bits("a row alone", &alone[width..], &few[7 * width..8 * width]);
+                for beside in [0, 1] {
+                    let last: Vec<_> = [(1, 0..beside), (0, start..start + 1)]
+                        .into_iter()
+                        .filter(|(_, positions)| !positions.is_empty())
+                        .collect();
+                    let alone = run(
+                        &cuda,
+                        heads,
+                        None,
+                        &[first, &[(0, 500..start)], &last]
+                            .into_iter()
+                            .filter(|work| !work[0].1.is_empty())
+                            .collect::<Vec<_>>(),
+                    )
+                    .0;
+                    assert_same_bits(
+                        &format!("a row beside {beside}"),
+                        &alone[beside as usize * width..],
+                        &few[7 * width..8 * width],
+                    );
+                }
                 let same = &whole[(start as usize - 500) * width..(end as usize - 500) * width];
                 assert_same_bits(
                     &format!("{precision:?} from {start}"),

@@ -30,7 +30,7 @@ const AHEAD_FROM: usize = 48 << 10;
 /// Of what is fetched ahead, addresses and sizes are multiples.
 const AHEAD_UNIT: usize = 128;
 
-/// A tiling, as `kernels/attention.cu` has it: its kernels' name, stages of its ring, blocks of it that a multiprocessor holds.
+/// A tiling: its kernels' name in `kernels/attention.cu`, stages of its ring, blocks of it that a multiprocessor holds.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
     name: &'static str,
@@ -49,7 +49,7 @@ const SHALLOW: Tiling = Tiling {
     blocks: 3,
 };
 const ENTIRE: Tiling = Tiling {
-    name: "attention_split",
+    name: "attention_one",
     stages: 8,
     blocks: 1,
 };
@@ -100,7 +100,7 @@ impl Ahead {
     }
 }
 
-/// `struct Attention` of `kernels/attention.cu`.
+/// `struct Attention` of `kernels/walk.cuh`.
 #[repr(C)]
 struct Attention {
     rows: RowsArgument,
@@ -229,7 +229,12 @@ mod tests {
 
     #[test]
     fn what_is_fetched_ahead_lies_in_the_weight() {
-        for (bytes, blocks) in [(271_581_184, 396), (25_690_112, 396), (8192, 396), (0, 264)] {
+        for (bytes, blocks) in [
+            (271_581_184, 132),
+            (271_581_184, 396),
+            (8192, 396),
+            (0, 132),
+        ] {
             let ahead = Ahead::of(1 << 20, bytes, blocks);
             let last = ahead.from + ((blocks - 1) * ahead.stride) as u64 + ahead.bytes as u64;
             assert!(ahead.bytes == 0 || last <= (1 << 20) + bytes as u64);

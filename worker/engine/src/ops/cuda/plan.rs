@@ -143,7 +143,7 @@ impl PlanLayout {
         self.items() + ITEM_WORDS * items
     }
 
-    /// Writes the work list of the attention (`struct Item` of `kernels/attention.cu`) and returns its length.
+    /// Writes the work list of the attention (`struct Item` of `kernels/walk.cuh`) and returns its length.
     fn write_items(self, plan: &StepPlan, window: Option<usize>, words: &mut [u32]) -> usize {
         let splits = |position: u32| {
             let last = position as usize;

@@ -120,7 +120,8 @@ impl Kernel {
         self.rows > NARROW_ROWS && self.fold() == 1
     }
 
-    /// Threads of a block: two warpgroups and three warps, or, for many rows, warpgroups and one that leaves them its registers.
+    /// Threads of a block: two warpgroups and three warps, or, for many rows, three warpgroups, or two if they add chunks, and one that
+    /// leaves them its registers.
     pub(super) const fn threads(self) -> usize {
         match (self.rows > NARROW_ROWS, self.takes_parts()) {
             (false, _) => 352,
@@ -148,7 +149,7 @@ impl Kernel {
 }
 
 /// Chunks of a plane, of a product of `rows` rows with `tiles` tiles in `count` chunks: the fewer planes there are, the less is
-/// written and read, but no multiprocessor may have to sum more chunks for it.
+/// written and read, but no multiprocessor may have to sum more chunks of whole tiles for it. (Parts of tiles save less than planes cost.)
 fn fold(tiles: usize, count: usize, rows: usize, multiprocessors: usize) -> usize {
     if rows <= NARROW_ROWS {
         return if count == CHUNKS { 2 } else { 1 };

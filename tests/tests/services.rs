@@ -354,6 +354,20 @@ async fn bad_input_comes_back_by_field_and_harms_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_another_model_takes_no_picture() {
+    let cluster = serve().await;
+    let picture = std::fs::read(Fixture::open().path("images/picture_1.png"));
+    let job = encode_job(picture.expect("a picture"));
+    let mut other = calls();
+    other.target.model = "another".into();
+    let elsewhere = RemoteDecoder::new(cluster.server.channel(), other);
+    let refused = elsewhere.encode(job.clone()).await.expect_err("another");
+    assert!(refused.retryable(), "{refused}");
+    assert!(refused.to_string().contains("another"), "{refused}");
+    cluster.decoder.encode(job).await.expect("read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_a_job_on_both_sides() {
     let cluster = serve().await;
     let mut job = image_job(&cluster.local, Grid::new(60, 60));

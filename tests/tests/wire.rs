@@ -326,7 +326,7 @@ async fn decodes_out_of_order_or_range_are_refused() {
 
     let large = [PictureInput {
         chunk: vec![0; (1 << 20) + 1].into(),
-        request_id: String::new(),
+        ..PictureInput::default()
     }];
     let refused = client
         .encode(tokio_stream::iter(large))
@@ -339,6 +339,7 @@ async fn decodes_out_of_order_or_range_are_refused() {
     let chunks = [vec![0; 1 << 20], vec![0; 5]].map(|chunk| PictureInput {
         chunk: chunk.into(),
         request_id: "read".into(),
+        ..PictureInput::default()
     });
     let read = client
         .encode(tokio_stream::iter(chunks))

@@ -87,12 +87,15 @@ impl Decoder for RemoteDecoder {
 impl Encoder for RemoteDecoder {
     async fn encode(&self, job: EncodeJob) -> Result<(Grid, Vec<u32>)> {
         let mut picture = job.picture;
-        let mut request_id = job.request_id;
+        let mut head = Some(convert::wire_picture_head(
+            job.request_id,
+            &self.calls.target,
+        ));
         let chunks = std::iter::from_fn(move || {
             let chunk = picture.split_to(picture.len().min(MAX_CHUNK));
             (!chunk.is_empty()).then(|| PictureInput {
                 chunk,
-                request_id: std::mem::take(&mut request_id),
+                ..head.take().unwrap_or_default()
             })
         });
         let request = self.calls.request(tokio_stream::iter(chunks), None);

@@ -1,5 +1,6 @@
 //! Decode jobs, their events, and encoded pictures.
 
+use bytes::Bytes;
 use xomni_engine::{Error, Result, decode::MAX_STEPS, text::grid::Grid};
 use xomni_proto::{PROTOCOL_VERSION, worker as wire};
 
@@ -67,6 +68,38 @@ pub fn wire_job(job: DecodeJob, target: &Target) -> wire::DecodeJob {
         seed: job.seed,
         image_index: job.image_index,
         steps: job.steps.map_or(0, wire_size),
+    }
+}
+
+/// Validates what the first message of a picture says against what `identity` serves; returns the job's name, if it has one.
+///
+/// # Errors
+/// As of [`job`].
+pub fn picture_head(head: &wire::PictureInput, identity: &Identity) -> Result<String, Refusal> {
+    // Senders of earlier versions say neither.
+    if head.protocol_version != 0 {
+        identity.check(&Wanted {
+            protocol_version: head.protocol_version,
+            model: &head.model,
+            fingerprint: &head.fingerprint,
+            weights_version: "",
+            epoch: 0,
+        })?;
+    }
+    match head.request_id.is_empty() {
+        true => Ok(String::new()),
+        false => Ok(request_id(head.request_id.clone())?),
+    }
+}
+
+/// The first message of a picture, without any of its file.
+pub fn wire_picture_head(request_id: String, target: &Target) -> wire::PictureInput {
+    wire::PictureInput {
+        chunk: Bytes::new(),
+        request_id,
+        protocol_version: PROTOCOL_VERSION,
+        model: target.model.clone(),
+        fingerprint: target.fingerprint.clone(),
     }
 }
 

@@ -29,7 +29,6 @@ use crate::{
     convert::{
         Identity, MAX_MESSAGE, Refusal,
         decoder::{self as convert, MAX_CHUNK},
-        request_id,
     },
     telemetry,
 };
@@ -102,8 +101,12 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
     async fn read(&self, mut chunks: Streaming<PictureInput>) -> Result<EncodedPicture, Status> {
         let mut picture = Vec::new();
         let mut name = None;
-        while let Some(PictureInput { chunk, request_id }) = chunks.message().await? {
-            name.get_or_insert(request_id);
+        while let Some(input) = chunks.message().await? {
+            if name.is_none() {
+                let head = convert::picture_head(&input, &self.identity);
+                name = Some(head.map_err(|refusal| self.refused(refusal))?);
+            }
+            let chunk = input.chunk;
             let length = picture.len() + chunk.len();
             if chunk.len() > MAX_CHUNK {
                 let limit = format!("must be at most {MAX_CHUNK} bytes");
@@ -115,11 +118,7 @@ impl<D: Decoder, E: Encoder> DecoderService<D, E> {
             }
             picture.extend_from_slice(&chunk);
         }
-        // Senders of the protocol's first version name none.
-        let request_id = match name {
-            Some(id) if !id.is_empty() => request_id(id).map_err(|error| self.refused(error))?,
-            Some(_) | None => String::new(),
-        };
+        let request_id = name.unwrap_or_default();
         Span::current().record("request_id", &request_id);
         let picture = picture.into();
         let job = EncodeJob {

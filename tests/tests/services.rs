@@ -7,6 +7,7 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
+use xomni_cluster::record::WorkerState;
 use xomni_engine::{
     Error,
     checkpoint::XOmniConfig,
@@ -354,7 +355,7 @@ async fn bad_input_comes_back_by_field_and_harms_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_of_another_model_takes_no_picture() {
+async fn a_worker_that_drains_or_has_another_model_takes_no_picture() {
     let cluster = serve().await;
     let picture = std::fs::read(Fixture::open().path("images/picture_1.png"));
     let job = encode_job(picture.expect("a picture"));
@@ -364,7 +365,12 @@ async fn a_worker_of_another_model_takes_no_picture() {
     let refused = elsewhere.encode(job.clone()).await.expect_err("another");
     assert!(refused.retryable(), "{refused}");
     assert!(refused.to_string().contains("another"), "{refused}");
-    cluster.decoder.encode(job).await.expect("read");
+    cluster.decoder.encode(job.clone()).await.expect("read");
+
+    let drains = |standing: &mut Standing| standing.state = WorkerState::Draining;
+    cluster.standing.send_modify(drains);
+    let refused = cluster.decoder.encode(job).await.expect_err("drains");
+    assert!(refused.retryable(), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,7 +407,7 @@ async fn a_lost_or_draining_server_is_worth_another_attempt_elsewhere() {
     let mut stream = backbone.generate(job.clone()).await.expect("accepted");
     stream.next().await.expect("runs").expect("a frame");
 
-    standing.send_modify(|standing| standing.state = xomni_cluster::record::WorkerState::Draining);
+    standing.send_modify(|standing| standing.state = WorkerState::Draining);
     let draining = backbone.generate(job.clone()).await.expect_err("drains");
     assert!(draining.retryable(), "{draining}");
 

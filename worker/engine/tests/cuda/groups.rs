@@ -207,6 +207,26 @@ fn an_epoch_that_is_ended_while_it_forms_frees_its_ranks() {
     assert!(reason.contains("ended"), "{reason}");
 }
 
+#[test]
+fn an_epoch_may_be_ended_at_any_moment() {
+    let _gpu = alone();
+    let name = "aligned";
+    let want = alone_draws(name);
+    let mut ranks = ranks(name, 2);
+    // While steps run for the first time, while they are recorded, and while recordings are played.
+    for epoch in 1..=30 {
+        form(&mut ranks, epoch);
+        for rank in &mut ranks {
+            rank.tell(&format!("draw for {}", 15 * epoch));
+        }
+        for rank in &mut ranks {
+            rank.hear("failed");
+        }
+    }
+    form(&mut ranks, 31);
+    assert!(draw("after all", &mut ranks, &want) > 0);
+}
+
 /// Not a test, but a rank of the processes of those above.
 #[test]
 #[ignore = "is started by the tests of groups"]

@@ -165,7 +165,7 @@ pub fn run(cuda: Arc<Cuda>) {
     ranks.warm_up().expect("warm");
     say("loaded");
     let mut listener = None;
-    let abort = Abort::default();
+    let mut abort = Abort::default();
     thread::scope(|scope| {
         for line in std::io::stdin().lines() {
             let line = line.expect("input");
@@ -177,6 +177,7 @@ pub fn run(cuda: Arc<Cuda>) {
                     listener = Some(bound);
                 }
                 ["join", epoch, deadline, addresses] => {
+                    abort = Abort::default();
                     let connection = Connection::Net {
                         listener: listener.take().expect("bound"),
                         config: NetConfig {
@@ -195,6 +196,14 @@ pub fn run(cuda: Arc<Cuda>) {
                 ["abort"] => abort.abort(),
                 ["draw"] => drop(draw(&cuda, &ranks)),
                 ["draw", "for", "ever"] => while draw(&cuda, &ranks).is_ok() {},
+                ["draw", "for", millis] => {
+                    let (abort, millis) = (abort.clone(), millis.parse().expect("a number"));
+                    scope.spawn(move || {
+                        thread::sleep(Duration::from_millis(millis));
+                        abort.abort();
+                    });
+                    while draw(&cuda, &ranks).is_ok() {}
+                }
                 _ => panic!("{line:?}"),
             }
         }

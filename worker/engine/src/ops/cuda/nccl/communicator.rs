@@ -24,6 +24,8 @@ use crate::{
 
 /// How long what runs on the device may take to end once its rank leaves the epoch.
 const ABORT: Duration = Duration::from_secs(30);
+/// How long NCCL may still launch what it was told to before that is aborted too.
+const LAUNCH: Duration = Duration::from_millis(200);
 /// Calls that take longer are asked for less often.
 const SHORT: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -39,6 +41,8 @@ struct State {
     /// Until it is aborted.
     comm: Option<Comm>,
     aborting: Option<JoinHandle<()>>,
+    /// Closed once NCCL launches nothing any more.
+    launching: Option<mpsc::Receiver<()>>,
 }
 
 struct Comm(ncclComm_t);
@@ -70,6 +74,7 @@ impl Communicator {
             state: Mutex::new(State {
                 comm: (!comm.is_null()).then_some(Comm(comm)),
                 aborting: None,
+                launching: None,
             }),
         };
         match code {
@@ -134,7 +139,7 @@ impl Communicator {
     }
 
     /// Launches the exchange of `len` values of `f32` for those of all ranks. NCCL does that on a thread of its own: what
-    /// comes next in the stream has to wait until the call has settled.
+    /// comes next in the stream has to wait until the call has settled, or, if it does not, for [`Communicator::leave`].
     ///
     /// # Errors
     /// [`Error::GroupLost`] with what NCCL says, or if the communicator was aborted.
@@ -164,12 +169,24 @@ impl Communicator {
             return;
         };
         let library = self.library;
+        let (launching, launched) = mpsc::channel();
         let aborting = thread::Builder::new()
             .name("nccl-abort".into())
-            .spawn(move || end(library, comm));
+            .spawn(move || end(library, comm, launching));
         match aborting {
             Ok(thread) => state.aborting = Some(thread),
             Err(error) => give_up(&format!("NCCL cannot be ended: {error}")),
+        }
+        state.launching = Some(launched);
+    }
+
+    /// Aborts, and waits until NCCL's thread launches nothing any more: a recording may not end while it is added to.
+    pub(super) fn leave(&self) {
+        self.abort();
+        let launching = lock(&self.state).launching.take();
+        if let Some(launching) = launching {
+            // Nothing is ever sent.
+            let _ = launching.recv();
         }
     }
 
@@ -183,8 +200,19 @@ impl Communicator {
     }
 }
 
-/// Frees a communicator, once no recording uses it any more.
-fn end(library: &Library, comm: Comm) {
+/// Lets NCCL launch what it was told to, drops `launching`, and frees a communicator, once no recording uses it any more.
+fn end(library: &Library, comm: Comm, launching: mpsc::Sender<()>) {
+    let since = Instant::now();
+    let is_launching = || {
+        let mut code = SUCCESS;
+        // SAFETY: nobody else has it.
+        let called = unsafe { (library.async_error)(comm.0, &mut code) };
+        called == SUCCESS && code == IN_PROGRESS
+    };
+    while is_launching() && since.elapsed() < LAUNCH {
+        thread::yield_now();
+    }
+    drop(launching);
     // SAFETY: nobody else has it.
     let code = unsafe { (library.abort)(comm.0) };
     if code != SUCCESS && code != IN_PROGRESS {

@@ -102,8 +102,10 @@ impl Collective<Cuda> for NcclCollective {
             || "gather".to_owned(),
             || {
                 let (communicator, stream) = (&self.communicator, &cuda.stream);
-                communicator.all_gather(stream, &mine.memory, len, &all.memory)?;
-                communicator.settle(self.deadline, || self.host.check())
+                communicator
+                    .all_gather(stream, &mine.memory, len, &all.memory)
+                    .and_then(|()| communicator.settle(self.deadline, || self.host.check()))
+                    .inspect_err(|_| communicator.leave())
             },
         )?;
         // What comes next waits for all of it.

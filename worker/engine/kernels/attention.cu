@@ -16,57 +16,14 @@ constexpr int WARPS = 4;
 constexpr int QUARTER = KV_SPLIT / WARPS;
 constexpr int QUARTER_BLOCKS = QUARTER / KV_BLOCK;
 
-__device__ inline float4 operator*(float4 v, float s) { return {v.x * s, v.y * s, v.z * s, v.w * s}; }
-__device__ inline float4 fma4(float4 a, float s, float4 c) { return {fmaf(a.x, s, c.x), fmaf(a.y, s, c.y), fmaf(a.z, s, c.z), fmaf(a.w, s, c.w)}; }
-
-// Folds the partial results of `splits` items from `first` on, in order, for heads head0..head0+group: [group, dim] to `out`.
-// A thread has four channels in each of OWN places, and reads those of AT_ONCE splits before it folds them.
-template <int DIM, int AT_ONCE, int OWN, typename T>
-__device__ inline void merge(const Attention &p, int first, int splits, int head0, int group, T *out) {
-    constexpr int THREADS = WARPS * 32;
-    const int count = group * DIM / 4;
-    for (int from = threadIdx.x; from < count; from += OWN * THREADS) {
-        float top[OWN], sum[OWN];
-        float4 value[OWN];
-        for (int base = 0; base < splits; base += AT_ONCE) {
-            float2 scales[OWN][AT_ONCE];
-            float4 values[OWN][AT_ONCE];
+// Folds the partial results of `splits` items from `first` on for heads head0..head0+group: [group, dim] to `out`.
+template <int DIM, int AT_ONCE, typename T>
+__device__ inline void merge(const Partials &partials, int first, int splits, int head0, int group, T *out) {
+    for (int at = 4 * threadIdx.x; at < group * DIM; at += 4 * 32 * WARPS) {
+        const float4 value = partials.fold<AT_ONCE>(first, splits, head0 + at / DIM, at % DIM);
+        const float v[] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-            for (int n = 0; n < OWN; n++)
-#pragma unroll
-                for (int k = 0; k < AT_ONCE; k++) {
-                    const int i = min(from + n * THREADS, count - 1), head = head0 + 4 * i / DIM, channel = 4 * i % DIM;
-                    const size_t at = (size_t)(first + min(base + k, splits - 1)) * p.heads + head;
-                    scales[n][k] = __ldcg(reinterpret_cast<const float2 *>(p.partial_scales + at * 2));
-                    values[n][k] = __ldcg(reinterpret_cast<const float4 *>(p.partials + at * DIM + channel));
-                }
-#pragma unroll
-            for (int n = 0; n < OWN; n++)
-#pragma unroll
-                for (int k = 0; k < AT_ONCE; k++) {
-                    if (base + k >= splits) continue;
-                    const float2 scale = scales[n][k];
-                    if (base + k == 0) {
-                        top[n] = scale.x;
-                        sum[n] = scale.y;
-                        value[n] = values[n][k];
-                        continue;
-                    }
-                    const float all = fmaxf(top[n], scale.x);
-                    const float a = exp2f(top[n] - all), b = exp2f(scale.x - all);
-                    sum[n] = fmaf(scale.y, b, sum[n] * a);
-                    value[n] = fma4(values[n][k], b, value[n] * a);
-                    top[n] = all;
-                }
-        }
-#pragma unroll
-        for (int n = 0; n < OWN; n++) {
-            const int i = from + n * THREADS;
-            if (i >= count) continue;
-            const float v[] = {value[n].x / sum[n], value[n].y / sum[n], value[n].z / sum[n], value[n].w / sum[n]};
-#pragma unroll
-            for (int k = 0; k < 4; k++) out[4 * i + k] = from_float<T>(v[k]);
-        }
+        for (int k = 0; k < 4; k++) out[at + k] = from_float<T>(v[k]);
     }
 }
 
@@ -75,7 +32,6 @@ __device__ inline void merge(const Attention &p, int first, int splits, int head
 // there are multiprocessors, unless it is very long: a block has all of its split under way before the kernel before has ended.
 constexpr int DEEP = 6, SHALLOW = 4, ENTIRE = 2 * WARPS;
 template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : 12;
-template <int DEPTH> constexpr int PLACES = DEPTH == ENTIRE ? 2 : 1;
 // A stage is the keys, or the values, of four blocks.
 template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
 template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
@@ -245,7 +201,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
     float top = 0.f, sum = 0.f, value[2 * OWN][2];
     for (; w.more(); w.next(p)) {
         const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
-        const size_t at_row = ((size_t)w.item.row() * p.heads + head0) * DIM;
+        const size_t at_row = ((size_t)w.item.row() * p.partials.heads + head0) * DIM;
         const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
         if (w.split == w.from)
 #pragma unroll
@@ -360,7 +316,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 
         const bool real = g < group && warp * OWN < J;
         bf16 *out = static_cast<bf16 *>(p.out) + at_row;
-        if (w.whole()) {
+        if (DEPTH != ENTIRE && w.whole()) {
             if (real)
 #pragma unroll
                 for (int n = 0; n < 2 * OWN; n++)
@@ -368,19 +324,30 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
                         pair(value[n][0] / sum, value[n][1] / sum);
             continue;
         }
-        const size_t part = (size_t)(w.index / p.kv_heads) * p.heads + head0 + g;
+        const size_t part = (size_t)(w.index / p.kv_heads) * p.partials.heads + head0 + g;
         if (real) {
 #pragma unroll
             for (int n = 0; n < 2 * OWN; n++)
-                *reinterpret_cast<float2 *>(p.partials + part * DIM + warp * OWN * 16 + 8 * n + 2 * t) = {value[n][0], value[n][1]};
-            if (warp == 0 && t == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top, sum};
+                *reinterpret_cast<float2 *>(p.partials.values + part * DIM + warp * OWN * 16 + 8 * n + 2 * t) = {value[n][0], value[n][1]};
+            if (warp == 0 && t == 0) *reinterpret_cast<float2 *>(p.partials.scales + part * 2) = {top, sum};
         }
+        if (DEPTH == ENTIRE) continue;
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, exchange.last_one)) merge<DIM, FOLDED_AT_ONCE<DEPTH>, PLACES<DEPTH>>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, exchange.last_one)) merge<DIM, FOLDED_AT_ONCE<DEPTH>>(p.partials, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 
-// The same in f32. grid any, block 128.
+// What one row's attention left, for a reader that does not fold it: out [heads, dim]. grid heads · dim / 1024, block 256.
+extern "C" __global__ void __launch_bounds__(256) fold_partials(const __grid_constant__ Partials p, bf16 *out) {
+    let_next_start();
+    wait_previous();
+    const int at = (blockIdx.x * 256 + threadIdx.x) * 4;
+    if (at >= p.heads * p.dim) return;
+    const float4 v = p.fold<FOLDED_AT_ONCE<SHALLOW>>(0, *p.count, at / p.dim, at % p.dim);
+    *reinterpret_cast<uint2 *>(out + at) = make_uint2(pair(v.x, v.y), pair(v.z, v.w));
+}
+
+// Attention in f32. grid any, block 128.
 template <int DIM> __device__ inline void plain(const Attention &p) {
     constexpr int VALUES = MAX_GROUP * DIM / (WARPS * 32);
     __shared__ float weights[MAX_GROUP][KV_SPLIT];
@@ -390,7 +357,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
     float top[VALUES], sum[VALUES], value[VALUES];
     for (Walk w(p); w.more(); w.next(p)) {
         const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
-        const size_t at_row = ((size_t)w.item.row() * p.heads + head0) * DIM;
+        const size_t at_row = ((size_t)w.item.row() * p.partials.heads + head0) * DIM;
         const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
         const int *table = w.table(p) + w.split * SPLIT_BLOCKS;
         const Seen seen(p, w);
@@ -434,16 +401,16 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
         for (int k = 0; k < VALUES; k++) {
             const int i = threadIdx.x + k * WARPS * 32, head = i / DIM, channel = i % DIM;
             if (i >= group * DIM) continue;
-            const size_t part = (size_t)(w.index / p.kv_heads) * p.heads + head0 + head;
+            const size_t part = (size_t)(w.index / p.kv_heads) * p.partials.heads + head0 + head;
             if (w.whole())
                 out[i] = value[k] / sum[k];
             else
-                p.partials[part * DIM + channel] = value[k];
-            if (!w.whole() && channel == 0) *reinterpret_cast<float2 *>(p.partial_scales + part * 2) = {top[k], sum[k]};
+                p.partials.values[part * DIM + channel] = value[k];
+            if (!w.whole() && channel == 0) *reinterpret_cast<float2 *>(p.partials.scales + part * 2) = {top[k], sum[k]};
         }
         if (w.whole()) continue;
         const int splits = w.item.last / KV_SPLIT - first_seen(w.item.last, p.window) / KV_SPLIT + 1;
-        if (arrive(p, w, splits, last_one)) merge<DIM, FOLDED_AT_ONCE<DEEP>, PLACES<DEEP>>(p, p.first_item[w.item.row()], splits, head0, group, out);
+        if (arrive(p, w, splits, last_one)) merge<DIM, FOLDED_AT_ONCE<DEEP>>(p.partials, p.first_item[w.item.row()], splits, head0, group, out);
     }
 }
 

@@ -14,6 +14,7 @@
 // A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. What
 // is fetched of weights does not wait for the kernel before, once a block has room. grid: any, but for a PartShare; block of `threads`;
 // dynamic shared memory for the rings and their barriers (ops/cuda/product/kernel.rs).
+#include "partials.cuh"
 #include "sums.cuh"
 #include <type_traits>
 
@@ -58,6 +59,12 @@ __device__ inline void copy_tensor(unsigned shared, const TensorMap *map, int co
                  : "memory");
 }
 
+// What threads wrote is there for the tensor cores.
+__device__ inline void copies_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void write_shared(unsigned at, unsigned low, unsigned high) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "r"(low), "r"(high) : "memory");
+}
+
 // A place in a ring, and the parity of its present turn.
 template <int SLOTS> struct Place {
     int slot = 0, parity;
@@ -78,7 +85,8 @@ enum Output { PARTIAL, GATED };
 // Of more than 128 rows, x is what a multiprocessor can least bring and read: three warpgroups share it, with a tile each. A tile that is
 // alone in its item is two warpgroups' then, by half of its rows. Where chunks are added, which takes the registers of more sums, all
 // tiles are such. The threads that fetch leave their registers to those that compute.
-template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT> struct Kernel {
+template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT, typename Input> struct Kernel {
+    static constexpr bool FOLDED = std::is_same_v<Input, Partials>;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -102,10 +110,11 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
     // Of each slot: filled, then 8 bytes on, read by all warps that read it.
     __device__ unsigned weight_barrier(int slot) const { return barriers + 16 * slot; }
     __device__ unsigned input_barrier(int slot) const { return barriers + 16 * (WEIGHTS + slot); }
+    static __device__ void computers_wait() { asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory"); }
     // Of the scales, the same.
     __device__ unsigned scale_barrier() const { return barriers + 16 * (WEIGHTS + INPUTS); }
 
-    __device__ void run(const TensorMap *x) {
+    __device__ void run(const Input &x) {
         let_next_start();
         if (threadIdx.x == 0) {
             for (int i = 0; i < WEIGHTS; i++) {
@@ -124,16 +133,14 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         const int warp = __shfl_sync(FULL, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
         if (warp < WARPS) {
             if constexpr (WIDE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY_REGISTERS));
-            compute(warp / 4);
+            compute(warp / 4, x);
             return;
         }
         if constexpr (WIDE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
-        if (warp == WARPS && lane == 0)
-            fetch_weights();
-        else if (warp == WARPS + 1 && lane == 0)
-            fetch_inputs(x);
-        else if (warp == WARPS + 2)
-            find_scales();
+        if (warp == WARPS && lane == 0) fetch_weights();
+        if constexpr (!FOLDED)
+            if (warp == WARPS + 1 && lane == 0) fetch_inputs(x);
+        if (warp == WARPS + 2) find_scales();
     }
 
     __device__ void fetch_weights() const {
@@ -150,16 +157,16 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
             }
     }
 
-    __device__ void fetch_inputs(const TensorMap *x) const {
+    __device__ void fetch_inputs(const Input &x) const {
         Place<INPUTS> place(1);
-        prefetch_map(x);
+        prefetch_map(&x);
         wait_previous();
         copies_see_writes();
         for (Items at(p); at.more(); at.next())
             for (; at.block < at.last_block; at.block++) {
                 barrier_wait(input_barrier(place.slot) + 8, place.parity);
                 barrier_expect(input_barrier(place.slot), INPUT_BYTES);
-                copy_tensor(inputs + place.slot * INPUT_BYTES, x, at.column(), at.row, input_barrier(place.slot));
+                copy_tensor(inputs + place.slot * INPUT_BYTES, &x, at.column(at.block), at.row, input_barrier(place.slot));
                 place.advance(1);
             }
     }
@@ -180,13 +187,40 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
         }
     }
 
-    __device__ void compute(int group) const {
+    // By the warps that compute, of one row: x of an item's blocks, in as many slots, of which the other rows are zero.
+    __device__ void fold_inputs(const Items &at, const Partials &x) const {
+        constexpr int QUADS = BLOCK / 4;
+        const int count = at.last_block - at.block;
+        const int splits = __ldcg(x.count);
+        for (int i = threadIdx.x; i < count * QUADS; i += 32 * WARPS) {
+            const int column = at.column(at.block + i / QUADS) + i % QUADS * 4;
+            float4 v = {};
+            if (column < x.heads * x.dim) v = x.fold<12>(0, splits, column / x.dim, column % x.dim);
+            write_shared(inputs + i / QUADS * INPUT_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
+        }
+        copies_see_shared();
+        computers_wait();
+    }
+
+    __device__ void compute(int group, const Input &x) const {
         Place<INPUTS> input(0);
         Place<WEIGHTS> weight(0);
         int row = -1, turn = 1; // of the scales
+        int folded = -1;        // the chunk of which x is in shared memory
+        if constexpr (FOLDED)
+            for (int i = threadIdx.x; i < INPUTS * INPUT_BYTES / 8; i += 32 * WARPS) write_shared(inputs + i * 8, 0, 0);
         // Chunks without columns are written without waiting for x.
         wait_previous();
         for (Items at(p); at.more(); at.next()) {
+            if constexpr (FOLDED) {
+                if (at.chunk != folded) {
+                    // All have read what was there.
+                    computers_wait();
+                    fold_inputs(at, x);
+                }
+                folded = at.chunk;
+                input = Place<INPUTS>(0);
+            }
             if (at.row != row) {
                 __syncwarp();
                 if (row >= 0 && threadIdx.x % 32 == 0) barrier_arrive(scale_barrier() + 8);
@@ -233,7 +267,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
             if (threadIdx.x % 32) return;
 #pragma unroll
             for (int j = 0; j < MINE; j++) barrier_arrive(weight_barrier(used_weights[j]) + 8, arrivals);
-            barrier_arrive(input_barrier(used_input) + 8);
+            if (!FOLDED) barrier_arrive(input_barrier(used_input) + 8);
         };
         auto each = [&](auto &&body) {
 #pragma unroll
@@ -250,7 +284,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
 #pragma unroll 1
             for (int k = 0; k < count; k++) {
                 int slots[MINE + 1];
-                barrier_wait(input_barrier(input.slot), input.parity);
+                if (!FOLDED) barrier_wait(input_barrier(input.slot), input.parity);
 #pragma unroll
                 for (int j = 0; j < MINE; j++) {
                     Place<WEIGHTS> mine = weight;
@@ -301,43 +335,45 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT>
     }
 };
 
-#define RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                                \
+#define RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                                         \
     extern __shared__ char shared[];                                                                                   \
     __shared__ float scales[ROWS];                                                                                     \
-    Kernel<ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT>(p, shared, scales).run(&x);
+    Kernel<ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT>(p, shared, scales).run(x);
 #else
 #define RUN(...)
 #endif
 
 // As `Kernel` has them; ops/cuda/product/kernel.rs has the same table.
-#define PRODUCT(NAME, ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                      \
+#define PRODUCT(NAME, ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                               \
     extern "C" __global__ void __launch_bounds__(threads(ROWS, FOLD), 1)                                               \
-        product_##NAME(const __grid_constant__ Product p, const __grid_constant__ TensorMap x) {                       \
-        RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT)                                                                \
+        product_##NAME(const __grid_constant__ Product p, const __grid_constant__ INPUT x) {                           \
+        RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                                         \
     }
-PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL)
-PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL)
-PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED)
-PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL)
-PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL)
-PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED)
-PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL)
-PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL)
-PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED)
-PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL)
-PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL)
-PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED)
-PRODUCT(96, 96, 2, 14, 8, 1, PARTIAL)
-PRODUCT(96_fold, 96, 1, 12, 9, 2, PARTIAL)
-PRODUCT(96_gated, 96, 2, 14, 8, 1, GATED)
-PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL)
-PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL)
-PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED)
-PRODUCT(192, 192, 1, 12, 5, 1, PARTIAL)
-PRODUCT(192_fold, 192, 1, 10, 6, 2, PARTIAL)
-PRODUCT(192_fold4, 192, 1, 10, 6, 4, PARTIAL)
-PRODUCT(192_gated, 192, 1, 12, 5, 1, GATED)
-PRODUCT(256, 256, 1, 12, 4, 1, PARTIAL)
-PRODUCT(256_fold, 256, 1, 7, 5, 2, PARTIAL)
-PRODUCT(256_fold4, 256, 1, 7, 5, 4, PARTIAL)
-PRODUCT(256_gated, 256, 1, 12, 4, 1, GATED)
+PRODUCT(1, 8, 2, 24, 16, 1, PARTIAL, Partials)
+PRODUCT(1_fold, 8, 2, 24, 16, 2, PARTIAL, Partials)
+PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL, TensorMap)
+PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL, TensorMap)
+PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED, TensorMap)
+PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL, TensorMap)
+PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL, TensorMap)
+PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED, TensorMap)
+PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL, TensorMap)
+PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL, TensorMap)
+PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED, TensorMap)
+PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL, TensorMap)
+PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL, TensorMap)
+PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED, TensorMap)
+PRODUCT(96, 96, 2, 14, 8, 1, PARTIAL, TensorMap)
+PRODUCT(96_fold, 96, 1, 12, 9, 2, PARTIAL, TensorMap)
+PRODUCT(96_gated, 96, 2, 14, 8, 1, GATED, TensorMap)
+PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL, TensorMap)
+PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL, TensorMap)
+PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED, TensorMap)
+PRODUCT(192, 192, 1, 12, 5, 1, PARTIAL, TensorMap)
+PRODUCT(192_fold, 192, 1, 10, 6, 2, PARTIAL, TensorMap)
+PRODUCT(192_fold4, 192, 1, 10, 6, 4, PARTIAL, TensorMap)
+PRODUCT(192_gated, 192, 1, 12, 5, 1, GATED, TensorMap)
+PRODUCT(256, 256, 1, 12, 4, 1, PARTIAL, TensorMap)
+PRODUCT(256_fold, 256, 1, 7, 5, 2, PARTIAL, TensorMap)
+PRODUCT(256_fold4, 256, 1, 7, 5, 4, PARTIAL, TensorMap)
+PRODUCT(256_gated, 256, 1, 12, 4, 1, GATED, TensorMap)

@@ -64,8 +64,8 @@ template <int MOST, int ROWS, int FOLD> struct Share {
         unit += tiles;
         enter();
     }
-    // The column of x where the present block begins.
-    __device__ int column() const {
+    // The column of x where a block begins.
+    __device__ int column(int block) const {
         int of = chunk;
 #pragma unroll
         for (int f = 1; f < FOLD; f++) of += block >= p.first_block[chunk + f];
@@ -112,5 +112,5 @@ template <int ROWS> struct PartShare {
         tile += tiles;
         enter();
     }
-    __device__ int column() const { return p.first_col[chunk] + (block - p.first_block[chunk]) * BLOCK; }
+    __device__ int column(int block) const { return p.first_col[chunk] + (block - p.first_block[chunk]) * BLOCK; }
 };

@@ -1,6 +1,6 @@
 // The attention of a step, and how blocks walk through its work list.
 #pragma once
-#include "common.cuh"
+#include "partials.cuh"
 
 constexpr int MAX_GROUP = 8;
 constexpr int MAX_KV_HEADS = 64;
@@ -21,13 +21,11 @@ struct Attention {
     const float *qkv;
     const void *layer;
     void *out;
-    float *partials;       // [items, heads, dim], then
-    float *partial_scales; // [items, heads, 2]: maximum, sum
-    int *arrived;          // [rows, kv_heads], zero before and after
-    const int *item_count;
+    Partials partials;
+    int *arrived; // [rows, kv_heads], zero before and after
     const Item *items;
     const int *first_item; // [rows]; -1 where a row is one item
-    int heads, kv_heads;
+    int kv_heads;
     int window; // 0: none
     float scale; // of scores, with log2(e)
     short first_head[MAX_KV_HEADS + 1];
@@ -40,7 +38,7 @@ __device__ inline int first_seen(int last, int window) { return window ? max(0, 
 struct Walk {
     int index, total, kv_head, from, split, to;
     Item item;
-    __device__ Walk(const Attention &p) : index(blockIdx.x), total(__ldcg(p.item_count) * p.kv_heads) { enter(p); }
+    __device__ Walk(const Attention &p) : index(blockIdx.x), total(__ldcg(p.partials.count) * p.kv_heads) { enter(p); }
     __device__ void enter(const Attention &p) {
         if (index >= total) return;
         kv_head = index % p.kv_heads;

@@ -5,6 +5,7 @@ use super::{
     kernels::Argument,
     kv::HEAD_DIMS,
     mismatch,
+    plan::KV_SPLIT,
     step::{KV_BLOCK, RowsArgument},
     want,
 };
@@ -64,6 +65,11 @@ impl Tiling {
         }
     }
 
+    /// Whether whoever reads the row folds what its splits leave.
+    fn leaves_partials(self) -> bool {
+        self.stages == ENTIRE.stages
+    }
+
     /// Dynamic shared memory: a stage is the keys, or the values, of its blocks; it has two barriers.
     fn shared(self, dim: usize) -> usize {
         self.stages * (STAGE_BLOCKS * KV_BLOCK * dim * 2 + 16)
@@ -107,13 +113,10 @@ struct Attention {
     qkv: u64,
     layer: u64,
     out: u64,
-    partials: u64,
-    partial_scales: u64,
+    partials: Partials,
     arrived: u64,
-    item_count: u64,
     items: u64,
     first_item: u64,
-    heads: i32,
     kv_heads: i32,
     window: i32,
     scale: f32,
@@ -125,6 +128,29 @@ struct Attention {
 mod layouts {
     // SAFETY: fields and order are those of the kernel's struct.
     unsafe impl super::Argument for super::Attention {}
+    // SAFETY: as above.
+    unsafe impl super::Argument for super::Partials {}
+}
+
+/// What splits of attention leave to whoever folds them: `struct Partials` of `kernels/partials.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Partials {
+    values: u64,
+    scales: u64,
+    count: u64,
+    heads: i32,
+    dim: i32,
+}
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<Partials>() == 32);
+
+impl Partials {
+    /// Bytes of what `items` items leave.
+    fn bytes(items: usize, heads: usize, dim: usize) -> usize {
+        items * heads * (dim + 2) * 4
+    }
 }
 
 /// First query head of each K/V head.
@@ -185,20 +211,31 @@ impl Cuda {
         let blocks = self.multiprocessors * tiling.blocks;
         let ahead = ahead.filter(|_| bulk && rows.len() <= FEW_ROWS);
         let layout = rows.layout();
-        let partials = layout.split_items() * heads;
-        let workspace = self.workspace(partials * (head_dim + 2) * 4)?;
+        let items = layout.split_items();
+        let workspace = self.workspace(Partials::bytes(items, heads, head_dim))?;
+        // What one row leaves to its reader. Reserved at once, since other ranks may wait later.
+        let row_items = rows.limits().max_positions.div_ceil(KV_SPLIT).min(items);
+        let room = out.room(self, Partials::bytes(row_items, heads, head_dim))?;
+        let (values, items) = match tiling.leaves_partials() {
+            true => (room, row_items),
+            false => (workspace, items),
+        };
+        let partials = Partials {
+            values,
+            scales: values + (items * heads * head_dim * 4) as u64,
+            count: rows.word(layout.item_count()),
+            heads: heads as i32,
+            dim: head_dim as i32,
+        };
         let attention = Attention {
             rows: rows.argument(),
             qkv: qkv.memory.address(),
             layer: kv.layer(layer),
             out: out.memory.address(),
-            partials: workspace,
-            partial_scales: workspace + (partials * head_dim * 4) as u64,
+            partials,
             arrived: rows.arrived(),
-            item_count: rows.word(layout.item_count()),
             items: rows.word(layout.items()),
             first_item: rows.word(layout.first_items()),
-            heads: heads as i32,
             kv_heads: kv_heads as i32,
             window: window.map_or(0, |window| i32::try_from(window).unwrap_or(i32::MAX)),
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
@@ -219,6 +256,21 @@ impl Cuda {
             ring,
             true,
             &[&attention],
+        )?;
+        out.partials = tiling.leaves_partials().then_some(partials);
+        Ok(())
+    }
+
+    /// Folds what attention left of one row into `out`.
+    pub(super) fn fold(&self, partials: Partials, out: &Buffer) -> Result<()> {
+        let blocks = (partials.heads * partials.dim / 4) as usize;
+        self.launch(
+            "fold_partials",
+            [blocks.div_ceil(256), 1, 1],
+            [256, 1],
+            0,
+            true,
+            &[&partials, &out.memory.address()],
         )
     }
 }

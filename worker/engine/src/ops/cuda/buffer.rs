@@ -1,6 +1,6 @@
 //! Activations and parameters on the device.
 
-use super::{Cuda, driver::Memory, kernels::Argument, mismatch, need};
+use super::{Cuda, attention::Partials, driver::Memory, kernels::Argument, mismatch, need};
 use crate::Result;
 
 /// Bytes that the L2 cache writes back together.
@@ -40,11 +40,13 @@ pub struct Buffer {
     pub(super) element: Element,
     /// Where the values are, if they are not in `memory` yet.
     pub(super) pending: Option<Pending>,
+    /// What attention left of one row, if that is yet to be folded.
+    pub(super) partials: Option<Partials>,
     /// What rows are yet to be multiplied by.
     pub(super) scales: RowScales,
     /// Whether the values have been read for the last time.
     spent: bool,
-    /// Room for planes, or for what scales rows. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
+    /// Room for planes, for what scales rows, or for partial results. Recorded steps keep the room that they were recorded with, so nothing is ever given back.
     rooms: Vec<Memory>,
 }
 
@@ -132,13 +134,14 @@ impl Buffer {
             len,
             element,
             pending: None,
+            partials: None,
             scales: RowScales::NONE,
             spent: false,
             rooms: Vec::new(),
         })
     }
 
-    /// Room for `bytes` of planes, or of what scales rows.
+    /// Room for `bytes` of planes, of what scales rows, or of partial results.
     pub(super) fn room(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
         if let Some(room) = self.rooms.last().filter(|room| room.bytes() >= bytes) {
             return Ok(room.address());
@@ -152,6 +155,7 @@ impl Buffer {
     /// Values are about to be written where they belong.
     pub(super) fn hold_values(&mut self) {
         self.pending = None;
+        self.partials = None;
         self.scales = RowScales::NONE;
         self.spent = false;
     }

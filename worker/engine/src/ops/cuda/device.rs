@@ -13,6 +13,9 @@ impl Cuda {
     /// Brings the values of `buffer` into its memory.
     pub(super) fn settle(&self, buffer: &Buffer) -> Result<()> {
         buffer.check("read")?;
+        if let Some(partials) = buffer.partials {
+            return self.fold(partials, buffer);
+        }
         match buffer.pending {
             Some(pending) => self.finish(pending, buffer),
             None => Ok(()),

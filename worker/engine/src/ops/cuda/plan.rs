@@ -13,7 +13,7 @@ const DRAW_WORDS: usize = 16;
 /// Words before the arrays.
 const HEADER: usize = 4;
 /// Positions of an attention split, as in `kernels/common.cuh`.
-const KV_SPLIT: usize = 256;
+pub(super) const KV_SPLIT: usize = 256;
 /// Attention items that are one split of a row: their partial results have to be kept.
 const SPLIT_ITEMS: usize = 4096;
 /// Words of an attention item.

@@ -3,7 +3,11 @@
 use Variant::{Gated, Planes};
 
 use super::{TILE, mismatch};
-use crate::{Result, ops::cuda::Matrix, parallel::CHUNKS};
+use crate::{
+    Result,
+    ops::cuda::{Matrix, chunks::ChunkTable},
+    parallel::CHUNKS,
+};
 
 /// Bytes of a tile's block.
 const TILE_BYTES: usize = TILE * TILE * 2;
@@ -76,6 +80,12 @@ const KERNELS: [Kernel; 26] = [
     kernel("product_256_gated", Gated, 256, 12, 4),
 ];
 
+/// Those that fold what attention left of one row.
+const FOLDING: [Kernel; 2] = [
+    kernel("product_1", Planes(1), 8, 24, 16),
+    kernel("product_1_fold", Planes(2), 8, 24, 16),
+];
+
 impl Kernel {
     /// The kernel of `variant` that makes `rows` rows at once, or else the one that makes most.
     fn of(variant: Variant, rows: usize) -> Option<Self> {
@@ -105,6 +115,15 @@ impl Kernel {
         };
         Self::of(variant, rows)
             .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))
+    }
+
+    /// The one that makes the same of what attention left of one row: it has a slot for every block of the chunks that it adds.
+    pub(super) fn folding(self, chunks: &ChunkTable) -> Option<Self> {
+        let folding = FOLDING.iter().find(|of| of.variant == self.variant)?;
+        let ends = &chunks.first_block[..=chunks.chunks as usize];
+        let fits = |ends: &[i32]| (ends[self.fold()] - ends[0]) as usize <= folding.inputs;
+        let fours = chunks.first_col.iter().all(|column| column % 4 == 0);
+        (fours && ends.windows(self.fold() + 1).all(fits)).then_some(*folding)
     }
 
     /// Chunks of a plane.
@@ -168,7 +187,8 @@ pub(in crate::ops::cuda) fn registers() -> impl Iterator<Item = (&'static str, u
 
 /// Kernels with dynamic shared memory, and how much.
 pub(in crate::ops::cuda) fn shared() -> impl Iterator<Item = (&'static str, usize)> {
-    KERNELS.iter().map(|kernel| (kernel.name, kernel.shared()))
+    let all = KERNELS.iter().chain(&FOLDING);
+    all.map(|kernel| (kernel.name, kernel.shared()))
 }
 
 #[cfg(test)]
@@ -197,7 +217,7 @@ mod tests {
 
     #[test]
     fn rings_fit_into_a_multiprocessor() {
-        for kernel in KERNELS {
+        for kernel in KERNELS.into_iter().chain(FOLDING) {
             // With the scales of its rows.
             assert!(kernel.shared() + 4 * kernel.rows <= 227 << 10, "{kernel:?}");
         }

@@ -8,8 +8,8 @@ pub(super) use kernel::{registers, shared};
 use parts::Parts;
 
 use super::{
-    Buffer, Cuda, Element, Pending, RowScales, Vector, chunks::ChunkTable, driver::TensorMap,
-    kernels::Argument, matrix::Matrix, mismatch, need,
+    Buffer, Cuda, Element, Pending, RowScales, Vector, attention::Partials, chunks::ChunkTable,
+    driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch, need,
 };
 use crate::Result;
 
@@ -50,6 +50,23 @@ mod layouts {
     unsafe impl super::Argument for super::Spread {}
     // SAFETY: a tensor map is what the kernel's parameter is.
     unsafe impl super::Argument for super::TensorMap {}
+}
+
+/// Where a kernel finds x.
+enum Input {
+    /// Where the copy engine does.
+    Copied(TensorMap),
+    /// In what attention left of one row.
+    Left(Partials),
+}
+
+impl Input {
+    fn argument(&self) -> &dyn Argument {
+        match self {
+            Self::Copied(map) => map,
+            Self::Left(partials) => partials,
+        }
+    }
 }
 
 impl Cuda {
@@ -112,7 +129,7 @@ impl Cuda {
         let planes = count / kernel.fold();
         let tiles = w.outs().div_ceil(TILE);
         let parts = Parts::new(tiles, count, self.multiprocessors);
-        let (map, chunks) = self.input(x, rows, w, kernel.rows)?;
+        let (kernel, input, chunks) = self.input(x, rows, w, kernel)?;
         let product = Product {
             w: w.address(),
             out,
@@ -135,24 +152,30 @@ impl Cuda {
             [kernel.threads(), 1],
             kernel.shared(),
             true,
-            &[&product, &map],
+            &[&product, input.argument()],
         )?;
         Ok(planes)
     }
 
-    /// `x` as the copy engine reads it, and where its chunks begin.
+    /// `x` as the kernel reads it, or another that makes the same, and where its chunks begin.
     fn input(
         &self,
         x: &Buffer,
         rows: usize,
         w: &Matrix,
-        box_rows: usize,
-    ) -> Result<(TensorMap, ChunkTable)> {
+        kernel: Kernel,
+    ) -> Result<(Kernel, Input, ChunkTable)> {
         let (mut chunks, cols) = (w.chunks().table(TILE), w.cols());
+        if let Some(partials) = x.partials {
+            if let Some(kernel) = kernel.folding(&chunks).filter(|_| rows == 1) {
+                return Ok((kernel, Input::Left(partials), chunks));
+            }
+            self.fold(partials, x)?;
+        }
         let readable = |&column: &i32| (column as usize).is_multiple_of(COPIED_TOGETHER);
         if cols.is_multiple_of(COPIED_TOGETHER) && chunks.first_col.iter().all(readable) {
-            let map = TensorMap::new(x.memory.address(), rows, cols, box_rows)?;
-            return Ok((map, chunks));
+            let map = TensorMap::new(x.memory.address(), rows, cols, kernel.rows)?;
+            return Ok((kernel, Input::Copied(map), chunks));
         }
         let stride = chunks.blocks as usize * TILE;
         // Of as many rows as there can be: memory may not be reserved while other ranks wait.
@@ -169,6 +192,7 @@ impl Cuda {
         for (column, &block) in chunks.first_col.iter_mut().zip(&chunks.first_block) {
             *column = block * TILE as i32;
         }
-        Ok((TensorMap::new(to, rows, stride, box_rows)?, chunks))
+        let map = TensorMap::new(to, rows, stride, kernel.rows)?;
+        Ok((kernel, Input::Copied(map), chunks))
     }
 }

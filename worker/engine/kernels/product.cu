@@ -87,6 +87,10 @@ enum Output { PARTIAL, GATED };
 // tiles are such. The threads that fetch leave their registers to those that compute.
 template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT, typename Input> struct Kernel {
     static constexpr bool FOLDED = std::is_same_v<Input, Partials>;
+    static constexpr bool FEW = ROWS == 8;
+    // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
+    // read, and would wait behind the whole ring.
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 : FOLDED ? 8 : WEIGHTS;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -144,10 +148,15 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
     }
 
     __device__ void fetch_weights() const {
-        Place<WEIGHTS> place(1);
+        Place<WEIGHTS> place(1), oldest(0);
+        int asked = 0;
         for (Items at(p); at.more(); at.next())
             for (; at.block < at.last_block; at.block++) {
                 for (int i = 0; i < at.tiles; i++) {
+                    if (UNDER_WAY < WEIGHTS && asked < WEIGHTS && asked++ >= UNDER_WAY) {
+                        barrier_wait(weight_barrier(oldest.slot), oldest.parity);
+                        oldest.advance(1);
+                    }
                     const bf16 *from = p.w + (size_t)(at.tile_at(i) * p.blocks + at.block) * (TILE * BLOCK);
                     barrier_wait(weight_barrier(place.slot) + 8, place.parity);
                     barrier_expect(weight_barrier(place.slot), TILE_BYTES);
@@ -155,6 +164,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
                     place.advance(1);
                 }
             }
+        if constexpr (FEW) p.ahead.fetch();
     }
 
     __device__ void fetch_inputs(const Input &x) const {

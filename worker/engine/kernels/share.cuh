@@ -18,6 +18,7 @@ struct Parts {
 struct Product {
     const bf16 *w;
     void *out;
+    Ahead ahead; // fetched by kernels for few rows
     RowScales scales;
     int rows, outs, tiles;
     Parts parts;
@@ -28,7 +29,7 @@ struct Product {
     int first_block[CHUNKS + 1];
     int first_col[CHUNKS];
 };
-static_assert(sizeof(Product) == 144);
+static_assert(sizeof(Product) == 168);
 
 // The items of a block that has a contiguous share, of up to MOST tiles, each for one tile of ROWS rows after the other.
 template <int MOST, int ROWS, int FOLD> struct Share {

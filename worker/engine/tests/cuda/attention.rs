@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use xomni_engine::ops::{Device, KvLayout, StepLimits, TransformerOps, cpu::Cpu, cuda::Precision};
+use xomni_engine::ops::{
+    Device, KvLayout, MatrixPart, StepLimits, StepRows, TransformerOps, cpu::Cpu, cuda::Precision,
+};
 
 use crate::support::*;
 
@@ -27,13 +29,23 @@ const ALL_OF_THEIR_OWN: [usize; 60] = {
 /// Rows by sequence and positions.
 type Work<'a> = &'a [(u32, Range<u32>)];
 
-/// Runs the steps in turn; returns the attention of the rows of the last and the cached block of its first row.
+/// What steps came to: of the rows of the last one, the attention and a product with it, and the cached block of its first row.
+struct Outcome {
+    attended: Vec<f32>,
+    product: Vec<f32>,
+    block: Vec<f32>,
+}
+
+/// Outputs of the product.
+const OUTS: usize = 96;
+
+/// Runs the steps in turn.
 fn run<O: TransformerOps>(
     ops: &O,
     (kv_head_of, head_dim): Heads,
     window: Option<usize>,
     steps: &[Work<'_>],
-) -> (Vec<f32>, Vec<f32>) {
+) -> Outcome {
     let kv_heads = kv_head_of[kv_head_of.len() - 1] + 1;
     let layout = KvLayout {
         layers: 2,
@@ -52,8 +64,15 @@ fn run<O: TransformerOps>(
     let mut rows = ops.rows(&limits).unwrap();
     let most = LIMITS.max_rows;
     let mut qkv = ops.buffer(most * width).unwrap();
-    let mut out = ops.activations(most * kv_head_of.len() * head_dim).unwrap();
-    let (mut attended, mut block) = (Vec::new(), 0);
+    let attended_width = kv_head_of.len() * head_dim;
+    let mut out = ops.activations(most * attended_width).unwrap();
+    let chunks: Vec<_> = (0..8)
+        .map(|chunk| attended_width * chunk / 8..attended_width * (chunk + 1) / 8)
+        .collect();
+    let part = MatrixPart::whole(tensor(&[OUTS, attended_width], 5));
+    let weight = ops.matrix_in_chunks(&[part], &chunks).unwrap();
+    let mut product = ops.buffer(most * OUTS).unwrap();
+    let (mut count, mut block) = (0, 0);
     for (number, work) in steps.iter().enumerate() {
         let all: Vec<_> = work
             .iter()
@@ -73,17 +92,20 @@ fn run<O: TransformerOps>(
         ops.write(&values, &mut qkv).unwrap();
         ops.run(&mut rows, false, &mut |rows| {
             ops.rope_append(&mut qkv, kv_head_of.len(), rows, 1e4, 1, &mut kv)?;
-            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, None, &mut out)
+            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, None, &mut out)?;
+            ops.linear_chunked(&out, rows.len(), &weight, &chunks, &mut product)
         })
         .unwrap();
         ops.drawn(&mut rows).unwrap();
-        attended = ops
-            .read(&out, all.len() * kv_head_of.len() * head_dim)
-            .unwrap();
+        count = all.len();
     }
     let (mut keys, values) = ops.read_kv(&kv, 1, block).unwrap();
     keys.extend(values);
-    (attended, keys)
+    Outcome {
+        attended: ops.read(&out, count * attended_width).unwrap(),
+        product: ops.read(&product, count * OUTS).unwrap(),
+        block: keys,
+    }
 }
 
 #[test]
@@ -113,8 +135,9 @@ fn attention_is_that_of_the_cpu() {
                     heads.0.len(),
                     heads.1
                 );
-                assert_close(&what, &got.0, &want.0, tolerance);
-                assert_close("cache", &got.1, &want.1, tolerance);
+                assert_close(&what, &got.attended, &want.attended, tolerance);
+                assert_close("product", &got.product, &want.product, tolerance);
+                assert_close("cache", &got.block, &want.block, tolerance);
             }
         }
     }
@@ -129,7 +152,7 @@ fn a_row_attends_alike_in_any_step() {
             let cuda = gpu(precision);
             let first: Work<'_> = &[(0, 0..500)];
             // Enough rows to be one item each; then the same rows as splits.
-            let whole = run(&cuda, heads, None, &[first, &[(0, 500..1000), (1, 0..20)]]).0;
+            let whole = run(&cuda, heads, None, &[first, &[(0, 500..1000), (1, 0..20)]]);
             for start in [500, 511, 767, 768, 990] {
                 let end = 1000.min(start + 9);
                 let few = run(
@@ -140,8 +163,7 @@ fn a_row_attends_alike_in_any_step() {
                         .into_iter()
                         .filter(|work| !work[0].1.is_empty())
                         .collect::<Vec<_>>(),
-                )
-                .0;
+                );
                 for beside in [0, 1] {
                     let last: Vec<_> = [(1, 0..beside), (0, start..start + 1)]
                         .into_iter()
@@ -155,19 +177,30 @@ fn a_row_attends_alike_in_any_step() {
                             .into_iter()
                             .filter(|work| !work[0].1.is_empty())
                             .collect::<Vec<_>>(),
-                    )
-                    .0;
+                    );
+                    let what = format!("a row beside {beside}");
                     assert_same_bits(
-                        &format!("a row beside {beside}"),
-                        &alone[beside as usize * width..],
-                        &few[7 * width..8 * width],
+                        &what,
+                        &alone.attended[beside as usize * width..],
+                        &few.attended[7 * width..8 * width],
+                    );
+                    assert_same_bits(
+                        &what,
+                        &alone.product[beside as usize * OUTS..],
+                        &few.product[7 * OUTS..8 * OUTS],
                     );
                 }
-                let same = &whole[(start as usize - 500) * width..(end as usize - 500) * width];
+                let same = start as usize - 500..end as usize - 500;
+                let what = format!("{precision:?} from {start}");
                 assert_same_bits(
-                    &format!("{precision:?} from {start}"),
-                    &few[7 * width..],
-                    same,
+                    &what,
+                    &few.attended[7 * width..],
+                    &whole.attended[same.start * width..same.end * width],
+                );
+                assert_same_bits(
+                    &what,
+                    &few.product[7 * OUTS..],
+                    &whole.product[same.start * OUTS..same.end * OUTS],
                 );
             }
         }

@@ -2,6 +2,7 @@
 
 use super::{
     Buffer, Cuda, Element, Kv, Matrix, Rows,
+    ahead::{Ahead, Pieces},
     kernels::Argument,
     kv::HEAD_DIMS,
     mismatch,
@@ -22,15 +23,8 @@ const MAX_KV_HEADS: usize = 64;
 const THREADS: usize = 128;
 /// K/V blocks of a stage of the ring that bulk copies fill.
 const STAGE_BLOCKS: usize = 4;
-/// Rows up to which most of them are read in splits, and memory has time for weights.
+/// Rows up to which most of them are read in splits.
 const FEW_ROWS: usize = 8;
-/// Bytes of a weight that are fetched ahead: what memory can bring while few rows attend.
-const AHEAD: usize = 12 << 20;
-/// How far into each block's share of the weight its part begins: what comes first, the product fetches while it waits.
-const AHEAD_FROM: usize = 48 << 10;
-/// Of what is fetched ahead, addresses and sizes are multiples.
-const AHEAD_UNIT: usize = 128;
-
 /// A tiling: its kernels' name in `kernels/attention.cu`, stages of its ring, blocks of it that a multiprocessor holds.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
@@ -81,29 +75,6 @@ pub(super) fn shared() -> impl Iterator<Item = (String, usize)> {
     [DEEP, SHALLOW, ENTIRE].into_iter().flat_map(|tiling| {
         HEAD_DIMS.map(|dim| (format!("{}_{dim}_bf16", tiling.name), tiling.shared(dim)))
     })
-}
-
-/// `struct Ahead` of `kernels/common.cuh`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Ahead {
-    from: u64,
-    stride: usize,
-    bytes: i32,
-}
-
-impl Ahead {
-    /// The parts of `blocks` blocks of a weight of `bytes` bytes.
-    fn of(address: u64, bytes: usize, blocks: usize) -> Self {
-        let units = |bytes: usize| bytes / AHEAD_UNIT * AHEAD_UNIT;
-        let stride = units(bytes / blocks);
-        let part = units(AHEAD / blocks).min(stride.saturating_sub(AHEAD_FROM));
-        Self {
-            from: address + AHEAD_FROM as u64,
-            stride,
-            bytes: part as i32,
-        }
-    }
 }
 
 /// `struct Attention` of `kernels/walk.cuh`.
@@ -209,7 +180,7 @@ impl Cuda {
         let bulk = self.hopper && kv.element == Element::Bf16;
         let tiling = if bulk { Tiling::of(rows.len()) } else { DEEP };
         let blocks = self.multiprocessors * tiling.blocks;
-        let ahead = ahead.filter(|_| bulk && rows.len() <= FEW_ROWS);
+        let ahead = ahead.filter(|_| bulk);
         let layout = rows.layout();
         let items = layout.split_items();
         let workspace = self.workspace(Partials::bytes(items, heads, head_dim))?;
@@ -227,6 +198,9 @@ impl Cuda {
             heads: heads as i32,
             dim: head_dim as i32,
         };
+        let pieces = ahead.map_or_else(Pieces::default, |weight| {
+            Pieces::of(weight, rows.len(), self.multiprocessors)
+        });
         let attention = Attention {
             rows: rows.argument(),
             qkv: qkv.memory.address(),
@@ -240,9 +214,7 @@ impl Cuda {
             window: window.map_or(0, |window| i32::try_from(window).unwrap_or(i32::MAX)),
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             first_head: first_heads(kv_head_of, kv_heads)?,
-            ahead: ahead.map_or_else(Ahead::default, |weight| {
-                Ahead::of(weight.address(), weight.bytes(), blocks)
-            }),
+            ahead: pieces.attention,
         };
         let (threads, ring) = match bulk {
             true => (THREADS + 32, tiling.shared(head_dim)),
@@ -258,6 +230,7 @@ impl Cuda {
             &[&attention],
         )?;
         out.partials = tiling.leaves_partials().then_some(partials);
+        out.ahead = pieces.reader;
         Ok(())
     }
 
@@ -272,29 +245,5 @@ impl Cuda {
             true,
             &[&partials, &out.memory.address()],
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_fetched_ahead_lies_in_the_weight() {
-        for (bytes, blocks) in [
-            (271_581_184, 132),
-            (271_581_184, 396),
-            (8192, 396),
-            (0, 132),
-        ] {
-            let ahead = Ahead::of(1 << 20, bytes, blocks);
-            let last = ahead.from + ((blocks - 1) * ahead.stride) as u64 + ahead.bytes as u64;
-            assert!(ahead.bytes == 0 || last <= (1 << 20) + bytes as u64);
-            assert!(blocks * ahead.bytes as usize <= AHEAD);
-            assert_eq!(
-                [ahead.stride, ahead.bytes as usize].map(|of| of % 16),
-                [0; 2]
-            );
-        }
     }
 }

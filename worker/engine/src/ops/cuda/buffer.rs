@@ -1,6 +1,8 @@
 //! Activations and parameters on the device.
 
-use super::{Cuda, attention::Partials, driver::Memory, kernels::Argument, mismatch, need};
+use super::{
+    Cuda, ahead::Ahead, attention::Partials, driver::Memory, kernels::Argument, mismatch, need,
+};
 use crate::Result;
 
 /// Bytes that the L2 cache writes back together.
@@ -42,6 +44,8 @@ pub struct Buffer {
     pub(super) pending: Option<Pending>,
     /// What attention left of one row, if that is yet to be folded.
     pub(super) partials: Option<Partials>,
+    /// What the product that reads the values fetches for the one after it.
+    pub(super) ahead: Ahead,
     /// What rows are yet to be multiplied by.
     pub(super) scales: RowScales,
     /// Whether the values have been read for the last time.
@@ -135,6 +139,7 @@ impl Buffer {
             element,
             pending: None,
             partials: None,
+            ahead: Ahead::default(),
             scales: RowScales::NONE,
             spent: false,
             rooms: Vec::new(),
@@ -156,6 +161,7 @@ impl Buffer {
     pub(super) fn hold_values(&mut self) {
         self.pending = None;
         self.partials = None;
+        self.ahead = Ahead::default();
         self.scales = RowScales::NONE;
         self.spent = false;
     }

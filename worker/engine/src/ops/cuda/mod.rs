@@ -5,6 +5,7 @@
 //! of a device happens on one stream. Operations only launch; a step that does nothing else is recorded as a graph the
 //! second time a step of its shape comes, and played from then on.
 
+mod ahead;
 mod attention;
 mod buffer;
 mod chunks;

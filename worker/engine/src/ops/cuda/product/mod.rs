@@ -8,8 +8,8 @@ pub(super) use kernel::{registers, shared};
 use parts::Parts;
 
 use super::{
-    Buffer, Cuda, Element, Pending, RowScales, Vector, attention::Partials, chunks::ChunkTable,
-    driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch, need,
+    Buffer, Cuda, Element, Pending, RowScales, Vector, ahead::Ahead, attention::Partials,
+    chunks::ChunkTable, driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch, need,
 };
 use crate::Result;
 
@@ -23,6 +23,7 @@ const COPIED_TOGETHER: usize = 8;
 struct Product {
     w: u64,
     out: u64,
+    ahead: Ahead,
     scales: RowScales,
     rows: i32,
     outs: i32,
@@ -133,6 +134,7 @@ impl Cuda {
         let product = Product {
             w: w.address(),
             out,
+            ahead: x.ahead,
             scales,
             rows: rows as i32,
             outs: w.outs() as i32,

@@ -38,13 +38,20 @@ __device__ inline int first_seen(int last, int window) { return window ? max(0, 
 struct Walk {
     int index, total, kv_head, from, split, to;
     Item item;
-    __device__ Walk(const Attention &p) : index(blockIdx.x), total(__ldcg(p.partials.count) * p.kv_heads) { enter(p); }
-    __device__ void enter(const Attention &p) {
-        if (index >= total) return;
+    __device__ Walk(const Attention &p) : index(blockIdx.x) {
+        // At once: there is room for more items than blocks have first ones.
+        const int count = __ldcg(p.partials.count);
+        load(p);
+        total = count * p.kv_heads;
+        if (more()) enter(p);
+    }
+    __device__ void load(const Attention &p) {
         kv_head = index % p.kv_heads;
         // Not from L1, which may have an earlier step's: this is before `wait_previous`, but after the step's plan is there.
         const int4 words = __ldcg(reinterpret_cast<const int4 *>(p.items + index / p.kv_heads));
         item = {words.x, words.y, words.z, words.w};
+    }
+    __device__ void enter(const Attention &p) {
         from = whole() ? first_seen(item.last, p.window) / KV_SPLIT : item.split();
         to = whole() ? item.last / KV_SPLIT : from;
         split = from;
@@ -54,6 +61,8 @@ struct Walk {
     __device__ void next(const Attention &p) {
         if (++split <= to) return;
         index += gridDim.x;
+        if (!more()) return;
+        load(p);
         enter(p);
     }
     __device__ const int *table(const Attention &p) const { return p.rows.tables + (size_t)item.slot * p.rows.table_stride; }

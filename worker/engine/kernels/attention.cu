@@ -81,7 +81,7 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
         };
         // Where there is a stage for everything, only what is fresh waits.
         const bool apart = DEPTH == ENTIRE && !waited && fresh;
-#pragma unroll 1
+#pragma unroll(DEPTH == DEEP ? 2 * WARPS : 1)
         for (int k = 0; k < 2 * WARPS; k++) {
             if (!apart && !waited && fresh & quarter(k)) wait();
             claim(k);
@@ -261,7 +261,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 
         // This warp's channels of the weighted values.
         float add[2 * OWN][4] = {};
-#pragma unroll 1
+#pragma unroll(DEPTH == DEEP ? WARPS : 1)
         for (int quarter = 0; quarter < WARPS; quarter++) {
             const uint4 *values = source.stage(WARPS + quarter, at);
 #pragma unroll

@@ -97,9 +97,10 @@ template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(
 
 // What `residual_segments` (norm.cu) makes of the sum over ranks. grid any, block 256.
 template <int COUNT> __device__ inline void exchange_segments(const Exchange &p, const Residual &r) {
+    const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
+    r.prefetch(first);
     let_next_start();
     wait_previous();
-    const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
     for (int unit = first; unit < r.units(); unit += step)
         if (r.column(unit) < r.width) {
             give<float4>(p, r.at(unit) / 4);

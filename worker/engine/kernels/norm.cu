@@ -66,10 +66,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // registers with which a product of few rows fetches its weights beside this.
 extern "C" __global__ void __launch_bounds__(1024)
     residual_segments(const __grid_constant__ Residual p, const __grid_constant__ Sums delta) {
+    const int warps = blockDim.x / 32, first = blockIdx.x * warps + threadIdx.x / 32;
+    p.prefetch(first);
     let_next_start();
     wait_previous();
-    const int warps = blockDim.x / 32;
-    for (int unit = blockIdx.x * warps + threadIdx.x / 32; unit < p.units(); unit += gridDim.x * warps) {
+    for (int unit = first; unit < p.units(); unit += gridDim.x * warps) {
         p.write(unit, p.read(unit), delta.planes, [&](size_t at, int column) { return delta.four(at, column); });
         if (p.column(unit) < p.width) delta.drop(p.at(unit));
     }

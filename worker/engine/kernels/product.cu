@@ -11,6 +11,9 @@
 // multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk,
 // silu(gate) · up as [rows, outs / 2] bf16: the tile of 64 outputs is then 32 gates and their 32 ups, in alternating groups of 8.
 //
+// Of one row that attention left in parts (partials.cuh), the warps that compute fold what their chunks need of it first, instead of a
+// warp that fetches x.
+//
 // A block has two or three warpgroups that compute, two warps that fetch, one the weights, one x, and one that finds the scales. What
 // is fetched of weights does not wait for the kernel before, once a block has room. grid: any, but for a PartShare; block of `threads`;
 // dynamic shared memory for the rings and their barriers (ops/cuda/product/kernel.rs).
@@ -86,11 +89,11 @@ enum Output { PARTIAL, GATED };
 // alone in its item is two warpgroups' then, by half of its rows. Where chunks are added, which takes the registers of more sums, all
 // tiles are such. The threads that fetch leave their registers to those that compute.
 template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT, typename Input> struct Kernel {
-    static constexpr bool FOLDED = std::is_same_v<Input, Partials>;
+    static constexpr bool OF_PARTIALS = std::is_same_v<Input, Partials>;
     static constexpr bool FEW = ROWS == 8;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
     // read, and would wait behind the whole ring.
-    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 : FOLDED ? 8 : WEIGHTS;
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 : OF_PARTIALS ? 8 : WEIGHTS;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -142,7 +145,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         }
         if constexpr (WIDE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
         if (warp == WARPS && lane == 0) fetch_weights();
-        if constexpr (!FOLDED)
+        if constexpr (!OF_PARTIALS)
             if (warp == WARPS + 1 && lane == 0) fetch_inputs(x);
         if (warp == WARPS + 2) find_scales();
     }
@@ -216,19 +219,19 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         Place<INPUTS> input(0);
         Place<WEIGHTS> weight(0);
         int row = -1, turn = 1; // of the scales
-        int folded = -1;        // the chunk of which x is in shared memory
-        if constexpr (FOLDED)
+        int present = -1;       // the chunk of which x is there, if it is folded
+        if constexpr (OF_PARTIALS)
             for (int i = threadIdx.x; i < INPUTS * INPUT_BYTES / 8; i += 32 * WARPS) write_shared(inputs + i * 8, 0, 0);
         // Chunks without columns are written without waiting for x.
         wait_previous();
         for (Items at(p); at.more(); at.next()) {
-            if constexpr (FOLDED) {
-                if (at.chunk != folded) {
+            if constexpr (OF_PARTIALS) {
+                if (at.chunk != present) {
                     // All have read what was there.
                     computers_wait();
                     fold_inputs(at, x);
                 }
-                folded = at.chunk;
+                present = at.chunk;
                 input = Place<INPUTS>(0);
             }
             if (at.row != row) {
@@ -277,7 +280,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
             if (threadIdx.x % 32) return;
 #pragma unroll
             for (int j = 0; j < MINE; j++) barrier_arrive(weight_barrier(used_weights[j]) + 8, arrivals);
-            if (!FOLDED) barrier_arrive(input_barrier(used_input) + 8);
+            if (!OF_PARTIALS) barrier_arrive(input_barrier(used_input) + 8);
         };
         auto each = [&](auto &&body) {
 #pragma unroll
@@ -294,7 +297,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
 #pragma unroll 1
             for (int k = 0; k < count; k++) {
                 int slots[MINE + 1];
-                if (!FOLDED) barrier_wait(input_barrier(input.slot), input.parity);
+                if (!OF_PARTIALS) barrier_wait(input_barrier(input.slot), input.parity);
 #pragma unroll
                 for (int j = 0; j < MINE; j++) {
                     Place<WEIGHTS> mine = weight;

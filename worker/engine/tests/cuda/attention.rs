@@ -26,6 +26,18 @@ const ALL_OF_THEIR_OWN: [usize; 60] = {
     of
 };
 
+/// So wide that no product has room for a row that it folds.
+const WIDE: Heads = (&EIGHT_EACH, 128);
+const EIGHT_EACH: [usize; 40] = {
+    let mut of = [0; 40];
+    let mut head = 0;
+    while head < of.len() {
+        of[head] = head / 8;
+        head += 1;
+    }
+    of
+};
+
 /// Rows by sequence and positions.
 type Work<'a> = &'a [(u32, Range<u32>)];
 
@@ -146,7 +158,7 @@ fn attention_is_that_of_the_cpu() {
 #[test]
 fn a_row_attends_alike_in_any_step() {
     let _gpu = alone();
-    for heads in [GROUP_OF_SEVEN, TINY, MANY] {
+    for heads in [GROUP_OF_SEVEN, TINY, MANY, WIDE] {
         let width = heads.0.len() * heads.1;
         for precision in [Precision::Bf16, Precision::F32] {
             let cuda = gpu(precision);

@@ -111,7 +111,7 @@ impl Device for Cuda {
         }
         self.settle(src)?;
         self.settle(dst)?;
-        dst.pending = None;
+        (dst.pending, dst.partials) = (None, None);
         if src.scales != dst.scales {
             return Err(mismatch("copy_rows", "rows of two scales".into()));
         }

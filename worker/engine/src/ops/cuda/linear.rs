@@ -91,8 +91,9 @@ impl Cuda {
         if let Packing::Tiles { .. } = w.packing() {
             return self.sum_tiles(x, rows, w, bias, out);
         }
-        if x.scales != RowScales::NONE {
-            return Err(mismatch("linear", "rows of x are yet to be scaled".into()));
+        if x.scales != RowScales::NONE || x.partials.is_some() {
+            let reason = "rows of x are yet to be scaled or folded";
+            return Err(mismatch("linear", reason.into()));
         }
         let mut product = Product {
             w: w.address(),

@@ -2,7 +2,7 @@
 //! `sm_90a` and `sm_80` and PTX for what comes after.
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -49,22 +49,15 @@ fn compile() -> Result<(), String> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(variable("OUT_DIR")?);
     let nvcc = find_nvcc(&root)?;
+    let headers = headers(&root.join("kernels"))?;
     let mut table = String::from("&[\n");
     let mut running = Vec::new();
     for kernel in KERNELS {
         let source = root.join("kernels").join(kernel).with_extension("cu");
         let binary = out.join(kernel).with_extension("fatbin");
         table += &format!("    include_bytes!({:?}),\n", binary.display().to_string());
-        let inputs = [
-            &source,
-            &root.join("kernels/common.cuh"),
-            &root.join("kernels/residual.cuh"),
-            &root.join("kernels/share.cuh"),
-            &root.join("kernels/sums.cuh"),
-            &root.join("kernels/walk.cuh"),
-            &root.join("kernels/wgmma.cuh"),
-            &nvcc,
-        ];
+        let mut inputs = headers.clone();
+        inputs.extend([source.clone(), nvcc.clone()]);
         if is_newer(&binary, &inputs) {
             continue;
         }
@@ -88,8 +81,18 @@ fn compile() -> Result<(), String> {
     fs::write(out.join("kernels.rs"), table).map_err(|error| error.to_string())
 }
 
+/// What kernels may include.
+fn headers(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|error| format!("{}: {error}", folder.display()))?;
+    let paths = entries.iter().map(fs::DirEntry::path);
+    Ok(paths
+        .filter(|path| path.extension().is_some_and(|of| of == "cuh"))
+        .collect())
+}
+
 /// Whether `output` was made after all of `inputs` changed.
-fn is_newer(output: &Path, inputs: &[&PathBuf]) -> bool {
+fn is_newer(output: &Path, inputs: &[PathBuf]) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let Some(made) = changed(output) else {
         return false;

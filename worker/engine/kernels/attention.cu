@@ -8,8 +8,8 @@
 // summed by quarters of 64 positions and the quarters added in order; its weighted values are MMAs over its blocks of 16 in order.
 // In f32 a split is one sum in ascending position. Splits are folded in order. Exponentials are base 2.
 //
-// An item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row
-// folds them all. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
+// An item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row folds them all, but of a
+// step's only row they are left to whoever reads it (partials.cuh), and nothing goes to `out`. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
 #include "walk.cuh"
 
 constexpr int WARPS = 4;

@@ -1,4 +1,5 @@
-// What splits of a row's attention leave to whoever folds them, in order: its last block, or the product that reads the row.
+// What splits of a row's attention leave to whoever folds them, in order: its last block, the product that reads the row, or a kernel
+// of its own where neither does (attention.cu).
 #pragma once
 #include "common.cuh"
 

@@ -63,7 +63,7 @@ __device__ inline void copy_tensor(unsigned shared, const TensorMap *map, int co
 }
 
 // What threads wrote is there for the tensor cores.
-__device__ inline void copies_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void products_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void write_shared(unsigned at, unsigned low, unsigned high) {
     asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "r"(low), "r"(high) : "memory");
 }
@@ -211,7 +211,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
             if (column < x.heads * x.dim) v = x.fold<12>(0, splits, column / x.dim, column % x.dim);
             write_shared(inputs + i / QUADS * INPUT_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
         }
-        copies_see_shared();
+        products_see_shared();
         computers_wait();
     }
 
@@ -227,7 +227,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         for (Items at(p); at.more(); at.next()) {
             if constexpr (OF_PARTIALS) {
                 if (at.chunk != present) {
-                    // All have read what was there.
+                    // All have read what was there, and zeros are where rows are not.
                     computers_wait();
                     fold_inputs(at, x);
                 }

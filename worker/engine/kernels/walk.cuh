@@ -31,6 +31,7 @@ struct Attention {
     short first_head[MAX_KV_HEADS + 1];
     Ahead ahead;
 };
+static_assert(sizeof(Attention) == 288);
 
 __device__ inline int first_seen(int last, int window) { return window ? max(0, last + 1 - window) : 0; }
 

@@ -26,7 +26,7 @@ const ALL_OF_THEIR_OWN: [usize; 60] = {
     of
 };
 
-/// So wide that no product has room for a row that it folds.
+/// So wide that two chunks of a row have no room where a product folds them.
 const WIDE: Heads = (&EIGHT_EACH, 128);
 const EIGHT_EACH: [usize; 40] = {
     let mut of = [0; 40];

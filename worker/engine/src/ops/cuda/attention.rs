@@ -1,4 +1,5 @@
-//! Attention over the paged cache: the work list is in the plan, partial results in a workspace.
+//! Attention over the paged cache: the work list is in the plan, partial results in a workspace, or, of one row, with what they are
+//! the parts of.
 
 use super::{
     Buffer, Cuda, Element, Kv, Matrix, Rows,
@@ -31,22 +32,27 @@ struct Tiling {
     name: &'static str,
     stages: usize,
     blocks: usize,
+    /// Whether it leaves partial results to whoever reads the row.
+    leaves_partials: bool,
 }
 
 const DEEP: Tiling = Tiling {
     name: "attention",
     stages: 6,
     blocks: 2,
+    leaves_partials: false,
 };
 const SHALLOW: Tiling = Tiling {
     name: "attention_few",
     stages: 4,
     blocks: 3,
+    leaves_partials: false,
 };
 const ENTIRE: Tiling = Tiling {
     name: "attention_one",
     stages: 8,
     blocks: 1,
+    leaves_partials: true,
 };
 
 impl Tiling {
@@ -57,11 +63,6 @@ impl Tiling {
             2..=FEW_ROWS => SHALLOW,
             _ => DEEP,
         }
-    }
-
-    /// Whether whoever reads the row folds what its splits leave.
-    fn leaves_partials(self) -> bool {
-        self.stages == ENTIRE.stages
     }
 
     /// Dynamic shared memory: a stage is the keys, or the values, of its blocks; it has two barriers.
@@ -94,6 +95,9 @@ struct Attention {
     first_head: [i16; MAX_KV_HEADS + 1],
     ahead: Ahead,
 }
+
+// As the kernels assert it.
+const _: () = assert!(size_of::<Attention>() == 288);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -172,6 +176,9 @@ impl Cuda {
         want(op, "out", out, kv.element, rows.len() * heads * head_dim)?;
         kv.check(op, layer, rows)?;
         out.hold_values();
+        if rows.len() * heads == 0 {
+            return Ok(());
+        }
         // The work list was made for the window of the limits.
         if window != rows.limits().window || window == Some(0) {
             return Err(mismatch(op, format!("window {window:?}")));
@@ -187,7 +194,7 @@ impl Cuda {
         // What one row leaves to its reader. Reserved at once, since other ranks may wait later.
         let row_items = rows.limits().max_positions.div_ceil(KV_SPLIT).min(items);
         let room = out.room(self, Partials::bytes(row_items, heads, head_dim))?;
-        let (values, items) = match tiling.leaves_partials() {
+        let (values, items) = match tiling.leaves_partials {
             true => (room, row_items),
             false => (workspace, items),
         };
@@ -229,7 +236,7 @@ impl Cuda {
             true,
             &[&attention],
         )?;
-        out.partials = tiling.leaves_partials().then_some(partials);
+        out.partials = tiling.leaves_partials.then_some(partials);
         out.ahead = pieces.reader;
         Ok(())
     }

@@ -42,7 +42,7 @@ pub struct Buffer {
     pub(super) element: Element,
     /// Where the values are, if they are not in `memory` yet.
     pub(super) pending: Option<Pending>,
-    /// What attention left of one row, if that is yet to be folded.
+    /// What attention left of the one row of the present step, if that is yet to be folded.
     pub(super) partials: Option<Partials>,
     /// What the product that reads the values fetches for the one after it.
     pub(super) ahead: Ahead,

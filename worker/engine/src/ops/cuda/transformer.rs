@@ -197,11 +197,9 @@ impl TransformerOps for Cuda {
         let element = out.element;
         want("silu_mul", "gate_up", gate_up, element, 2 * rows * width)?;
         need("silu_mul", "out", out.len, rows * width)?;
-        if gate_up.scales != RowScales::NONE {
-            return Err(mismatch(
-                "silu_mul",
-                "rows of gate_up are yet to be scaled".into(),
-            ));
+        if gate_up.scales != RowScales::NONE || gate_up.partials.is_some() {
+            let reason = "rows of gate_up are yet to be scaled or folded";
+            return Err(mismatch("silu_mul", reason.into()));
         }
         out.hold_values();
         let arguments: [&dyn Argument; 4] = [

@@ -41,7 +41,7 @@ struct State {
     /// Until it is aborted.
     comm: Option<Comm>,
     aborting: Option<JoinHandle<()>>,
-    /// Closed once NCCL launches nothing any more.
+    /// Closed once NCCL launches nothing any more, or has had [`LAUNCH`] for it.
     launching: Option<mpsc::Receiver<()>>,
 }
 
@@ -180,7 +180,8 @@ impl Communicator {
         state.launching = Some(launched);
     }
 
-    /// Aborts, and waits until NCCL's thread launches nothing any more: a recording may not end while it is added to.
+    /// Aborts, and waits until NCCL's thread launches nothing any more, for [`LAUNCH`] at most: a recording may not end while it is
+    /// added to.
     pub(super) fn leave(&self) {
         self.abort();
         let launching = lock(&self.state).launching.take();
@@ -210,7 +211,10 @@ fn end(library: &Library, comm: Comm, launching: mpsc::Sender<()>) {
         called == SUCCESS && code == IN_PROGRESS
     };
     while is_launching() && since.elapsed() < LAUNCH {
-        thread::yield_now();
+        match since.elapsed() < SHORT {
+            true => thread::yield_now(),
+            false => thread::sleep(PAUSE),
+        }
     }
     drop(launching);
     // SAFETY: nobody else has it.

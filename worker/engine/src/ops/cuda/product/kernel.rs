@@ -120,10 +120,11 @@ impl Kernel {
     /// The one that makes the same of what attention left of one row: it has a slot for every block of the chunks that it adds.
     pub(super) fn folding(self, chunks: &ChunkTable) -> Option<Self> {
         let folding = FOLDING.iter().find(|of| of.variant == self.variant)?;
-        let ends = &chunks.first_block[..=chunks.chunks as usize];
-        let fits = |ends: &[i32]| (ends[self.fold()] - ends[0]) as usize <= folding.inputs;
+        let blocks = |chunk| chunks.first_block[chunk + self.fold()] - chunks.first_block[chunk];
+        let mut planes = (0..chunks.chunks as usize).step_by(self.fold());
         let fours = chunks.first_col.iter().all(|column| column % 4 == 0);
-        (fours && ends.windows(self.fold() + 1).all(fits)).then_some(*folding)
+        let fits = planes.all(|chunk| blocks(chunk) as usize <= folding.inputs);
+        (fours && fits).then_some(*folding)
     }
 
     /// Chunks of a plane.

@@ -47,9 +47,10 @@ async fn a_drain_of_every_kind_of_process_loses_nothing() {
 
     cluster.coordinator.process.signal("TERM");
     let refused = eventually(PATIENCE, "a refusal", async || {
-        match cluster.draw(short()).await {
+        match Drawing::begin(&cluster.channel, short()).await {
             Err(status) => Ok(status),
-            Ok(picture) => Err(picture.len()),
+            // It was taken before the signal was, and must not outlast what is in flight.
+            Ok(taken) => Err(taken),
         }
     })
     .await;

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use xomni_engine::text::Grid;
 use xomni_tests::loopback::calls;
 use xomni_worker::{
-    api::{DecodeEvent, DecodeJob, Decoder},
+    api::DecodeEvent,
     client::{Calls, Patience, RemoteBackbone, RemoteDecoder},
 };
 
@@ -84,24 +82,7 @@ async fn a_silent_worker_is_lost() {
     assert!(lost.retryable(), "{lost}");
 
     let decoder = RemoteDecoder::new(stage.channel(), with(|p, short| p.first = short));
-    let (sender, codes) = oneshot::channel();
-    let job = DecodeJob {
-        request_id: "r".into(),
-        attempt: 0,
-        prompt: String::new(),
-        grid: Grid::new(1, 2),
-        seed: 0,
-        image_index: 0,
-        steps: None,
-    };
-    let mut stream = decoder.decode(job, codes).await.expect("accepted");
-    let events = stage
-        .developments
-        .lock()
-        .await
-        .recv()
-        .await
-        .expect("a development");
+    let (events, sender, mut stream) = stage.develop(&decoder).await;
     // Before its codes are there a picture is not overdue.
     let waits = tokio::time::timeout(4 * short, stream.next()).await;
     assert!(waits.is_err(), "{waits:?}");
@@ -117,24 +98,7 @@ async fn a_png_comes_whole_or_not_at_all() {
     let decoder = RemoteDecoder::new(stage.channel(), calls());
     let png: Vec<u8> = (0..1_050_000u32).map(|i| (i % 251) as u8).collect();
     for (png, whole) in [(png, true), (vec![1; 3 << 20], false)] {
-        let (sender, codes) = oneshot::channel();
-        let job = DecodeJob {
-            request_id: "r".into(),
-            attempt: 0,
-            prompt: String::new(),
-            grid: Grid::new(1, 2),
-            seed: 0,
-            image_index: 0,
-            steps: None,
-        };
-        let mut stream = decoder.decode(job, codes).await.expect("accepted");
-        let events = stage
-            .developments
-            .lock()
-            .await
-            .recv()
-            .await
-            .expect("a development");
+        let (events, sender, mut stream) = stage.develop(&decoder).await;
         sender.send(vec![1, 2]).expect("awaited");
         events
             .send(Ok(DecodeEvent::Png(png.clone())))

@@ -16,7 +16,7 @@ use xomni_worker::{
         Backbone, DecodeEvent, DecodeJob, Decoder, EncodeJob, Encoder, GenerateJob, JobStream,
         TokenFrame,
     },
-    client::RemoteBackbone,
+    client::{RemoteBackbone, RemoteDecoder},
     convert::Standing,
     serve::{backbone_service, decoder_service},
 };
@@ -26,6 +26,7 @@ const SOON: Duration = Duration::from_secs(30);
 const TOKENS: usize = 4;
 
 pub type Frames = mpsc::Sender<Result<TokenFrame>>;
+pub type Events = mpsc::Sender<Result<DecodeEvent>>;
 
 /// A backbone whose frames the test writes.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl Backbone for Scripted {
 
 /// A decoder whose events the test writes, and an encoder that counts bytes.
 #[derive(Debug)]
-struct Darkroom(mpsc::Sender<mpsc::Sender<Result<DecodeEvent>>>);
+struct Darkroom(mpsc::Sender<Events>);
 
 impl Decoder for Darkroom {
     async fn decode(
@@ -66,7 +67,7 @@ pub struct Stage {
     pub server: Loopback,
     pub standing: tokio::sync::watch::Sender<Standing>,
     generations: Mutex<mpsc::Receiver<Frames>>,
-    pub developments: Mutex<mpsc::Receiver<mpsc::Sender<Result<DecodeEvent>>>>,
+    developments: Mutex<mpsc::Receiver<Events>>,
 }
 
 impl Stage {
@@ -94,6 +95,26 @@ impl Stage {
         let stream = backbone.generate(job()).await.expect("accepted");
         let frames = self.generations.lock().await.recv().await;
         (frames.expect("a generation"), stream)
+    }
+
+    /// Starts to develop a picture of two tokens and returns both ends, and where its codes are awaited.
+    pub async fn develop(
+        &self,
+        decoder: &RemoteDecoder,
+    ) -> (Events, oneshot::Sender<Vec<u32>>, JobStream<DecodeEvent>) {
+        let (sender, codes) = oneshot::channel();
+        let job = DecodeJob {
+            request_id: "r".into(),
+            attempt: 0,
+            prompt: String::new(),
+            grid: Grid::new(1, 2),
+            seed: 0,
+            image_index: 0,
+            steps: None,
+        };
+        let stream = decoder.decode(job, codes).await.expect("accepted");
+        let events = self.developments.lock().await.recv().await;
+        (events.expect("a development"), sender, stream)
     }
 }
 

@@ -9,7 +9,8 @@
 // In f32 a split is one sum in ascending position. Splits are folded in order. Exponentials are base 2.
 //
 // An item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row folds them all, but of a
-// step's only row they are left to whoever reads it (partials.cuh), and nothing goes to `out`. All query heads of a K/V head (at most 8) are the rows of an item's MMAs, so each key and value is read once.
+// step's only row they are left to whoever reads it (partials.cuh), and nothing goes to `out`. All query heads of a K/V head (at most
+// 8) are the rows of an item's MMAs, so each key and value is read once.
 #include "walk.cuh"
 
 constexpr int WARPS = 4;
@@ -31,7 +32,7 @@ __device__ inline void merge(const Partials &partials, int first, int splits, in
 // read in splits, three blocks wait less for each other, and whoever folds a row is what all wait for. One row has fewer splits than
 // there are multiprocessors, unless it is very long: a block has all of its split under way before the kernel before has ended.
 constexpr int DEEP = 6, SHALLOW = 4, ENTIRE = 2 * WARPS;
-template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : 12;
+template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : MANY_AT_ONCE;
 // A stage is the keys, or the values, of four blocks.
 template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
 template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
@@ -343,7 +344,7 @@ extern "C" __global__ void __launch_bounds__(256) fold_partials(const __grid_con
     wait_previous();
     const int at = (blockIdx.x * 256 + threadIdx.x) * 4;
     if (at >= p.heads * p.dim) return;
-    const float4 v = p.fold<FOLDED_AT_ONCE<SHALLOW>>(0, *p.count, at / p.dim, at % p.dim);
+    const float4 v = p.fold<MANY_AT_ONCE>(0, *p.count, at / p.dim, at % p.dim);
     *reinterpret_cast<uint2 *>(out + at) = make_uint2(pair(v.x, v.y), pair(v.z, v.w));
 }
 

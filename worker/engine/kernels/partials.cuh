@@ -6,6 +6,9 @@
 __device__ inline float4 operator*(float4 v, float s) { return {v.x * s, v.y * s, v.z * s, v.w * s}; }
 __device__ inline float4 fma4(float4 a, float s, float4 c) { return {fmaf(a.x, s, c.x), fmaf(a.y, s, c.y), fmaf(a.z, s, c.z), fmaf(a.w, s, c.w)}; }
 
+// Splits that are read at once where there are registers for them.
+constexpr int MANY_AT_ONCE = 12;
+
 struct Partials {
     float *values;    // [items, heads, dim]
     float *scales;    // [items, heads, 2]: maximum, sum

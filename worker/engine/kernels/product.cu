@@ -208,7 +208,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         for (int i = threadIdx.x; i < count * QUADS; i += 32 * WARPS) {
             const int column = at.column(at.block + i / QUADS) + i % QUADS * 4;
             float4 v = {};
-            if (column < x.heads * x.dim) v = x.fold<12>(0, splits, column / x.dim, column % x.dim);
+            if (column < x.heads * x.dim) v = x.fold<MANY_AT_ONCE>(0, splits, column / x.dim, column % x.dim);
             write_shared(inputs + i / QUADS * INPUT_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
         }
         products_see_shared();

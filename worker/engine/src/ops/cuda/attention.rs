@@ -26,6 +26,7 @@ const THREADS: usize = 128;
 const STAGE_BLOCKS: usize = 4;
 /// Rows up to which most of them are read in splits.
 const FEW_ROWS: usize = 8;
+
 /// A tiling: its kernels' name in `kernels/attention.cu`, stages of its ring, blocks of it that a multiprocessor holds.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {

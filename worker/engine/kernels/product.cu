@@ -83,17 +83,16 @@ template <int SLOTS> struct Place {
 
 enum Output { PARTIAL, GATED };
 
-// ROWS rows at once; up to TILES tiles a warpgroup; rings of WEIGHTS and INPUTS slots.
+// ROWS rows at once; up to TILES tiles a warpgroup; rings for WEIGHT_BLOCKS and INPUT_BLOCKS blocks of columns, SPAN in a slot: of a few
+// rows, to wait for a slot and to ask for one take longer than to compute with a block. What SPAN does not divide of a chunk's blocks is
+// in the chunk's first slot.
 //
 // Of more than 128 rows, x is what a multiprocessor can least bring and read: three warpgroups share it, with a tile each. A tile that is
 // alone in its item is two warpgroups' then, by half of its rows. Where chunks are added, which takes the registers of more sums, all
 // tiles are such. The threads that fetch leave their registers to those that compute.
-template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT, typename Input> struct Kernel {
+template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, int SPAN, Output OUTPUT, typename Input> struct Kernel {
     static constexpr bool OF_PARTIALS = std::is_same_v<Input, Partials>;
     static constexpr bool FEW = ROWS == 8;
-    // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and would wait behind the whole ring.
-    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 : OF_PARTIALS ? 8 : WEIGHTS;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -102,8 +101,16 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
     // wants more would wait for ever.
     static constexpr int REGISTERS = BY_ROWS ? 168 : 128;
     static_assert(GROUPS * MANY_REGISTERS + FEW_REGISTERS <= (GROUPS + 1) * REGISTERS || !WIDE);
-    static constexpr int ROW_BYTES = BLOCK * 2, INPUT_BYTES = ROWS * ROW_BYTES;
-    using Items = std::conditional_t<GROUPS == 3, PartShare<ROWS>, Share<BY_ROWS ? 1 : GROUPS * TILES, ROWS, FOLD>>;
+    static constexpr int ROW_BYTES = BLOCK * 2, BLOCK_BYTES = ROWS * ROW_BYTES;
+    static constexpr bool IN_QUARTERS = FEW && OUTPUT == GATED;
+    using TileShare = Share<BY_ROWS ? 1 : GROUPS * TILES, ROWS, FOLD>;
+    using Items = std::conditional_t<GROUPS == 3, PartShare<ROWS>,
+                                     std::conditional_t<IN_QUARTERS, QuarterShare<GROUPS * TILES, ROWS>, TileShare>>;
+    static constexpr int WEIGHTS = WEIGHT_BLOCKS / SPAN, INPUTS = INPUT_BLOCKS / SPAN;
+    static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
+    // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
+    // read, and would wait behind the whole ring.
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 8 / SPAN : WEIGHTS;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -111,7 +118,7 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
 
     __device__ Kernel(const Product &p, const void *shared, float *scales) : p(p), scales(scales) {
         weights = (shared_address(shared) + 1023) & ~1023u;
-        inputs = weights + WEIGHTS * TILE_BYTES;
+        inputs = weights + WEIGHTS * WEIGHT_BYTES;
         barriers = inputs + INPUTS * INPUT_BYTES;
     }
     // Of each slot: filled, then 8 bytes on, read by all warps that read it.
@@ -150,22 +157,38 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         if (warp == WARPS + 2) find_scales();
     }
 
+    // Blocks of columns of the next slot.
+    __device__ int span(const Items &at) const {
+        if constexpr (SPAN > 1) {
+            const int chunk = at.chunk_at(at.block), first = p.first_block[chunk];
+            const int over = (p.first_block[chunk + 1] - first) % SPAN;
+            if (at.block == first && over) return over;
+        }
+        return SPAN;
+    }
+
     __device__ void fetch_weights() const {
         Place<WEIGHTS> place(1), oldest(0);
         int asked = 0;
         for (Items at(p); at.more(); at.next())
-            for (; at.block < at.last_block; at.block++) {
+            while (at.block < at.last_block) {
+                const int blocks = span(at);
                 for (int i = 0; i < at.tiles; i++) {
                     if (UNDER_WAY < WEIGHTS && asked < WEIGHTS && asked++ >= UNDER_WAY) {
                         barrier_wait(weight_barrier(oldest.slot), oldest.parity);
                         oldest.advance(1);
                     }
-                    const bf16 *from = p.w + (size_t)(at.tile_at(i) * p.blocks + at.block) * (TILE * BLOCK);
+                    const Quarters of = at.quarters_at(i);
+                    const int copies = of.is_whole() ? 1 : blocks, bytes = of.is_whole() ? blocks * TILE_BYTES : of.count * QUARTER_BYTES;
+                    const bf16 *from = p.w + (size_t)(at.tile_at(i) * p.blocks + at.block) * (TILE * BLOCK) + of.first * (QUARTER_BYTES / 2);
                     barrier_wait(weight_barrier(place.slot) + 8, place.parity);
-                    barrier_expect(weight_barrier(place.slot), TILE_BYTES);
-                    copy_bulk(weights + place.slot * TILE_BYTES, from, TILE_BYTES, weight_barrier(place.slot));
+                    barrier_expect(weight_barrier(place.slot), copies * bytes);
+                    for (int copy = 0; copy < copies; copy++)
+                        copy_bulk(weights + place.slot * WEIGHT_BYTES + copy * TILE_BYTES + of.first * QUARTER_BYTES, from + copy * (TILE * BLOCK),
+                                  bytes, weight_barrier(place.slot));
                     place.advance(1);
                 }
+                at.block += blocks;
             }
         if constexpr (FEW) p.ahead.fetch();
     }
@@ -176,10 +199,12 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         wait_previous();
         copies_see_writes();
         for (Items at(p); at.more(); at.next())
-            for (; at.block < at.last_block; at.block++) {
+            while (at.block < at.last_block) {
+                const int blocks = span(at);
                 barrier_wait(input_barrier(place.slot) + 8, place.parity);
-                barrier_expect(input_barrier(place.slot), INPUT_BYTES);
-                copy_tensor(inputs + place.slot * INPUT_BYTES, &x, at.column(at.block), at.row, input_barrier(place.slot));
+                barrier_expect(input_barrier(place.slot), blocks * BLOCK_BYTES);
+                for (int i = 0; i < blocks; i++, at.block++)
+                    copy_tensor(inputs + place.slot * INPUT_BYTES + i * BLOCK_BYTES, &x, at.column(at.block), at.row, input_barrier(place.slot));
                 place.advance(1);
             }
     }
@@ -200,16 +225,15 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         }
     }
 
-    // By the warps that compute, of one row: x of an item's blocks, in as many slots, of which the other rows are zero.
-    __device__ void fold_inputs(const Items &at, const Partials &x) const {
+    // By the warps that compute, of one row: x of an item's blocks, one after the other in the ring's memory, where the other rows are zero.
+    __device__ void fold_inputs(const Items &at, const Partials &x, int splits) const {
         constexpr int QUADS = BLOCK / 4;
         const int count = at.last_block - at.block;
-        const int splits = __ldcg(x.count);
         for (int i = threadIdx.x; i < count * QUADS; i += 32 * WARPS) {
             const int column = at.column(at.block + i / QUADS) + i % QUADS * 4;
             float4 v = {};
             if (column < x.heads * x.dim) v = x.fold<MANY_AT_ONCE>(0, splits, column / x.dim, column % x.dim);
-            write_shared(inputs + i / QUADS * INPUT_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
+            write_shared(inputs + i / QUADS * BLOCK_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
         }
         products_see_shared();
         computers_wait();
@@ -220,8 +244,11 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         Place<WEIGHTS> weight(0);
         int row = -1, turn = 1; // of the scales
         int present = -1;       // the chunk of which x is there, if it is folded
-        if constexpr (OF_PARTIALS)
+        int splits = 0;
+        if constexpr (OF_PARTIALS) {
+            splits = __ldcg(x.count);
             for (int i = threadIdx.x; i < INPUTS * INPUT_BYTES / 8; i += 32 * WARPS) write_shared(inputs + i * 8, 0, 0);
+        }
         // Chunks without columns are written without waiting for x.
         wait_previous();
         for (Items at(p); at.more(); at.next()) {
@@ -229,10 +256,9 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
                 if (at.chunk != present) {
                     // All have read what was there, and zeros are where rows are not.
                     computers_wait();
-                    fold_inputs(at, x);
+                    fold_inputs(at, x, splits);
                 }
                 present = at.chunk;
-                input = Place<INPUTS>(0);
             }
             if (at.row != row) {
                 __syncwarp();
@@ -274,13 +300,47 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         constexpr int TIMES = COUNT > 128 ? 2 : 1, N = COUNT / TIMES;
         // Nodes of the tree over chunks that wait for the other half.
         float sums[MINE + 1][TIMES][N / 2], folded[2][MINE + 1][TIMES][N / 2];
-        int used_input, used_weights[MINE + 1];
+        int done = 0; // blocks of the item
+        bool used = false;
+        int slots[MINE + 1], used_input, used_weights[MINE + 1];
         // Every warp for itself: warps of a group that has no tile are not held together by anything.
         auto release = [&]() {
             if (threadIdx.x % 32) return;
 #pragma unroll
             for (int j = 0; j < MINE; j++) barrier_arrive(weight_barrier(used_weights[j]) + 8, arrivals);
             if (!OF_PARTIALS) barrier_arrive(input_barrier(used_input) + 8);
+        };
+        // What tiles of this warpgroup have in block k of a slot.
+        auto multiply = [&](int k) {
+            const unsigned x = inputs + (OF_PARTIALS ? done * BLOCK_BYTES : input.slot * INPUT_BYTES) + k * BLOCK_BYTES + from * ROW_BYTES;
+#pragma unroll
+            for (int i = 0; i < BLOCK / 16; i++)
+#pragma unroll
+                for (int j = 0; j < MINE; j++)
+#pragma unroll
+                    for (int r = 0; r < TIMES; r++)
+                        wgmma(sums[j][r], operand(weights + slots[j] * WEIGHT_BYTES + k * TILE_BYTES) + 2 * i,
+                              operand(x) + 2 * i + r * (N * ROW_BYTES >> 4));
+        };
+        auto wait = [&]() {
+            if (!OF_PARTIALS) barrier_wait(input_barrier(input.slot), input.parity);
+#pragma unroll
+            for (int j = 0; j < MINE; j++) {
+                Place<WEIGHTS> mine = weight;
+                mine.advance(2 * j + first);
+                slots[j] = mine.slot;
+                barrier_wait(weight_barrier(mine.slot), mine.parity);
+            }
+        };
+        auto advance = [&](int blocks) {
+            if (used) release();
+            used = true;
+            used_input = input.slot;
+#pragma unroll
+            for (int j = 0; j < MINE; j++) used_weights[j] = slots[j];
+            input.advance(1);
+            weight.advance(at.tiles);
+            done += blocks;
         };
         auto each = [&](auto &&body) {
 #pragma unroll
@@ -294,40 +354,36 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
         for (int f = 0; f < FOLD; f++) {
             const int count = p.first_block[at.chunk + f + 1] - p.first_block[at.chunk + f];
             each([&](int j, int r, int i) { sums[j][r][i] = 0.f; });
+            used = false;
+            // By loops, since wgmmas under a condition would be serialised.
+            if (SPAN > 1) {
 #pragma unroll 1
-            for (int k = 0; k < count; k++) {
-                int slots[MINE + 1];
-                if (!OF_PARTIALS) barrier_wait(input_barrier(input.slot), input.parity);
-#pragma unroll
-                for (int j = 0; j < MINE; j++) {
-                    Place<WEIGHTS> mine = weight;
-                    mine.advance(2 * j + first);
-                    slots[j] = mine.slot;
-                    barrier_wait(weight_barrier(mine.slot), mine.parity);
+                for (int k = 0; k < count % SPAN; k++) {
+                    if (k == 0) wait();
+                    if (MINE) {
+                        wgmma_fence();
+                        multiply(k);
+                        wgmma_commit();
+                        wgmma_wait<0>();
+                    }
                 }
+                if (count % SPAN) advance(count % SPAN);
+            }
+#pragma unroll 1
+            for (int left = count / SPAN; left; left--) {
+                wait();
                 if (MINE) {
-                    const uint64_t b = operand(inputs + input.slot * INPUT_BYTES + from * ROW_BYTES);
                     wgmma_fence();
 #pragma unroll
-                    for (int i = 0; i < BLOCK / 16; i++)
-#pragma unroll
-                        for (int j = 0; j < MINE; j++)
-#pragma unroll
-                            for (int r = 0; r < TIMES; r++)
-                                wgmma(sums[j][r], operand(weights + slots[j] * TILE_BYTES) + 2 * i, b + 2 * i + r * (N * ROW_BYTES >> 4));
+                    for (int k = 0; k < SPAN; k++) multiply(k);
                     wgmma_commit();
-                    // The block before has been read.
+                    // The slot before has been read.
                     wgmma_wait<1>();
                 }
-                if (k) release();
-                used_input = input.slot;
-#pragma unroll
-                for (int j = 0; j < MINE; j++) used_weights[j] = slots[j];
-                input.advance(1);
-                weight.advance(at.tiles);
+                advance(SPAN);
             }
             if (MINE) wgmma_wait<0>();
-            if (count) release();
+            if (used) release();
             int level = 0;
 #pragma unroll
             for (; f >> level & 1; level++) each([&](int j, int r, int i) { sums[j][r][i] = folded[level][j][r][i] + sums[j][r][i]; });
@@ -340,6 +396,8 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
             for (int r = 0; r < TIMES; r++) {
                 const int tile = at.tile_at(2 * j + first), row = from + r * N;
                 scale_sums<N>(p, scales + row, sums[j][r]);
+                // A quarter of a tile's outputs is a warp's.
+                if (!at.quarters_at(2 * j + first).has(threadIdx.x / 32 % 4)) continue;
                 if constexpr (OUTPUT == GATED)
                     write_activations<N>(p, tile, at.row + row, sums[j][r]);
                 else
@@ -348,45 +406,48 @@ template <int ROWS, int TILES, int WEIGHTS, int INPUTS, int FOLD, Output OUTPUT,
     }
 };
 
-#define RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                                         \
+#define RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, SPAN, OUTPUT, INPUT)                                                   \
     extern __shared__ char shared[];                                                                                   \
     __shared__ float scales[ROWS];                                                                                     \
-    Kernel<ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT>(p, shared, scales).run(x);
+    Kernel<ROWS, TILES, WEIGHTS, INPUTS, FOLD, SPAN, OUTPUT, INPUT>(p, shared, scales).run(x);
 #else
 #define RUN(...)
 #endif
 
 // As `Kernel` has them; ops/cuda/product/kernel.rs has the same table.
-#define PRODUCT(NAME, ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                               \
+#define PRODUCT(NAME, ROWS, TILES, WEIGHTS, INPUTS, FOLD, SPAN, OUTPUT, INPUT)                                         \
     extern "C" __global__ void __launch_bounds__(threads(ROWS, FOLD), 1)                                               \
         product_##NAME(const __grid_constant__ Product p, const __grid_constant__ INPUT x) {                           \
-        RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, OUTPUT, INPUT)                                                         \
+        RUN(ROWS, TILES, WEIGHTS, INPUTS, FOLD, SPAN, OUTPUT, INPUT)                                                   \
     }
-PRODUCT(1, 8, 2, 24, 16, 1, PARTIAL, Partials)
-PRODUCT(1_fold, 8, 2, 24, 16, 2, PARTIAL, Partials)
-PRODUCT(8, 8, 2, 24, 16, 1, PARTIAL, TensorMap)
-PRODUCT(8_fold, 8, 2, 24, 16, 2, PARTIAL, TensorMap)
-PRODUCT(8_gated, 8, 2, 24, 16, 1, GATED, TensorMap)
-PRODUCT(16, 16, 2, 22, 14, 1, PARTIAL, TensorMap)
-PRODUCT(16_fold, 16, 2, 22, 14, 2, PARTIAL, TensorMap)
-PRODUCT(16_gated, 16, 2, 22, 14, 1, GATED, TensorMap)
-PRODUCT(32, 32, 2, 20, 10, 1, PARTIAL, TensorMap)
-PRODUCT(32_fold, 32, 2, 20, 10, 2, PARTIAL, TensorMap)
-PRODUCT(32_gated, 32, 2, 20, 10, 1, GATED, TensorMap)
-PRODUCT(64, 64, 2, 18, 6, 1, PARTIAL, TensorMap)
-PRODUCT(64_fold, 64, 1, 16, 8, 2, PARTIAL, TensorMap)
-PRODUCT(64_gated, 64, 2, 18, 6, 1, GATED, TensorMap)
-PRODUCT(96, 96, 2, 14, 8, 1, PARTIAL, TensorMap)
-PRODUCT(96_fold, 96, 1, 12, 9, 2, PARTIAL, TensorMap)
-PRODUCT(96_gated, 96, 2, 14, 8, 1, GATED, TensorMap)
-PRODUCT(128, 128, 2, 14, 6, 1, PARTIAL, TensorMap)
-PRODUCT(128_fold, 128, 1, 12, 7, 2, PARTIAL, TensorMap)
-PRODUCT(128_gated, 128, 2, 14, 6, 1, GATED, TensorMap)
-PRODUCT(192, 192, 1, 12, 5, 1, PARTIAL, TensorMap)
-PRODUCT(192_fold, 192, 1, 10, 6, 2, PARTIAL, TensorMap)
-PRODUCT(192_fold4, 192, 1, 10, 6, 4, PARTIAL, TensorMap)
-PRODUCT(192_gated, 192, 1, 12, 5, 1, GATED, TensorMap)
-PRODUCT(256, 256, 1, 12, 4, 1, PARTIAL, TensorMap)
-PRODUCT(256_fold, 256, 1, 7, 5, 2, PARTIAL, TensorMap)
-PRODUCT(256_fold4, 256, 1, 7, 5, 4, PARTIAL, TensorMap)
-PRODUCT(256_gated, 256, 1, 12, 4, 1, GATED, TensorMap)
+PRODUCT(1, 8, 2, 24, 16, 1, 2, PARTIAL, Partials)
+PRODUCT(1_fold, 8, 2, 24, 16, 2, 2, PARTIAL, Partials)
+PRODUCT(1_long, 8, 1, 24, 16, 1, 4, PARTIAL, Partials)
+PRODUCT(8_long, 8, 1, 24, 16, 1, 4, PARTIAL, TensorMap)
+PRODUCT(8_gated_long, 8, 1, 24, 16, 1, 4, GATED, TensorMap)
+PRODUCT(8, 8, 2, 24, 16, 1, 2, PARTIAL, TensorMap)
+PRODUCT(8_fold, 8, 2, 24, 16, 2, 2, PARTIAL, TensorMap)
+PRODUCT(8_gated, 8, 2, 24, 16, 1, 2, GATED, TensorMap)
+PRODUCT(16, 16, 2, 22, 14, 1, 1, PARTIAL, TensorMap)
+PRODUCT(16_fold, 16, 2, 22, 14, 2, 1, PARTIAL, TensorMap)
+PRODUCT(16_gated, 16, 2, 22, 14, 1, 1, GATED, TensorMap)
+PRODUCT(32, 32, 2, 20, 10, 1, 1, PARTIAL, TensorMap)
+PRODUCT(32_fold, 32, 2, 20, 10, 2, 1, PARTIAL, TensorMap)
+PRODUCT(32_gated, 32, 2, 20, 10, 1, 1, GATED, TensorMap)
+PRODUCT(64, 64, 2, 18, 6, 1, 1, PARTIAL, TensorMap)
+PRODUCT(64_fold, 64, 1, 16, 8, 2, 1, PARTIAL, TensorMap)
+PRODUCT(64_gated, 64, 2, 18, 6, 1, 1, GATED, TensorMap)
+PRODUCT(96, 96, 2, 14, 8, 1, 1, PARTIAL, TensorMap)
+PRODUCT(96_fold, 96, 1, 12, 9, 2, 1, PARTIAL, TensorMap)
+PRODUCT(96_gated, 96, 2, 14, 8, 1, 1, GATED, TensorMap)
+PRODUCT(128, 128, 2, 14, 6, 1, 1, PARTIAL, TensorMap)
+PRODUCT(128_fold, 128, 1, 12, 7, 2, 1, PARTIAL, TensorMap)
+PRODUCT(128_gated, 128, 2, 14, 6, 1, 1, GATED, TensorMap)
+PRODUCT(192, 192, 1, 12, 5, 1, 1, PARTIAL, TensorMap)
+PRODUCT(192_fold, 192, 1, 10, 6, 2, 1, PARTIAL, TensorMap)
+PRODUCT(192_fold4, 192, 1, 10, 6, 4, 1, PARTIAL, TensorMap)
+PRODUCT(192_gated, 192, 1, 12, 5, 1, 1, GATED, TensorMap)
+PRODUCT(256, 256, 1, 12, 4, 1, 1, PARTIAL, TensorMap)
+PRODUCT(256_fold, 256, 1, 7, 5, 2, 1, PARTIAL, TensorMap)
+PRODUCT(256_fold4, 256, 1, 7, 5, 4, 1, PARTIAL, TensorMap)
+PRODUCT(256_gated, 256, 1, 12, 4, 1, 1, GATED, TensorMap)

@@ -10,6 +10,8 @@ const FROM: usize = 48 << 10;
 const ATTENTION: usize = 12 << 20;
 const READER: usize = 8 << 20;
 const READER_OF_FEW: usize = 12 << 20;
+/// Bytes of a weight of which nothing is fetched ahead: rings hold so much of less that it would come no sooner.
+const SMALL: usize = 100 << 20;
 /// Addresses and sizes are multiples.
 const UNIT: usize = 128;
 
@@ -37,6 +39,9 @@ impl Pieces {
     }
 
     fn at(address: u64, bytes: usize, rows: usize, multiprocessors: usize) -> Self {
+        if bytes < SMALL {
+            return Self::default();
+        }
         let (attention, reader) = match rows {
             0..=1 => (ATTENTION, READER),
             2..=FEW_ROWS => (0, READER_OF_FEW),

@@ -11,6 +11,8 @@ use crate::{
 
 /// Bytes of a tile's block.
 const TILE_BYTES: usize = TILE * TILE * 2;
+/// Rows of the kernels for fewest.
+const FEW_ROWS: usize = 8;
 /// Rows up to which warpgroups keep the registers that they are launched with.
 const NARROW_ROWS: usize = 128;
 
@@ -23,7 +25,7 @@ enum Variant {
     Gated,
 }
 
-/// A kernel: variant, rows that it makes at once, slots of its two rings.
+/// A kernel: variant, rows that it makes at once, blocks of columns that its two rings hold.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
     pub name: &'static str,
@@ -31,6 +33,8 @@ pub(super) struct Kernel {
     pub rows: usize,
     weights: usize,
     inputs: usize,
+    /// Whether slots have more blocks than those of other kernels, for products of which a multiprocessor has few tiles.
+    long: bool,
 }
 
 /// As `PRODUCT` of `kernels/product.cu` has them.
@@ -47,6 +51,15 @@ const fn kernel(
         rows,
         weights,
         inputs,
+        long: false,
+    }
+}
+
+/// The same with long slots.
+const fn long(name: &'static str, variant: Variant) -> Kernel {
+    Kernel {
+        long: true,
+        ..kernel(name, variant, 8, 24, 16)
     }
 }
 
@@ -80,11 +93,23 @@ const KERNELS: [Kernel; 26] = [
     kernel("product_256_gated", Gated, 256, 12, 4),
 ];
 
+/// Those for few rows with long slots.
+const LONG: [Kernel; 2] = [
+    long("product_8_long", Planes(1)),
+    long("product_8_gated_long", Gated),
+];
+
 /// Those that fold what attention left of one row.
-const FOLDING: [Kernel; 2] = [
+const FOLDING: [Kernel; 3] = [
     kernel("product_1", Planes(1), 8, 24, 16),
     kernel("product_1_fold", Planes(2), 8, 24, 16),
+    long("product_1_long", Planes(1)),
 ];
+
+/// All of them.
+fn all() -> impl Iterator<Item = &'static Kernel> {
+    KERNELS.iter().chain(&LONG).chain(&FOLDING)
+}
 
 impl Kernel {
     /// The kernel of `variant` that makes `rows` rows at once, or else the one that makes most.
@@ -113,13 +138,25 @@ impl Kernel {
             (false, true) => Planes(1),
             (false, false) => Planes(fold(tiles, count, rows, multiprocessors)),
         };
-        Self::of(variant, rows)
-            .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))
+        let kernel = Self::of(variant, rows)
+            .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))?;
+        let few_tiles = match variant {
+            Gated => tiles < 2 * multiprocessors,
+            Planes(chunks) => tiles * count / chunks <= multiprocessors,
+        };
+        let long = LONG.iter().find(|long| long.variant == variant);
+        Ok(
+            match long.filter(|_| few_tiles && kernel.rows <= FEW_ROWS) {
+                Some(long) => *long,
+                None => kernel,
+            },
+        )
     }
 
     /// The one that makes the same of what attention left of one row: it has a slot for every block of the chunks that it adds.
     pub(super) fn folding(self, chunks: &ChunkTable) -> Option<Self> {
-        let folding = FOLDING.iter().find(|of| of.variant == self.variant)?;
+        let same = |of: &&Self| (of.variant, of.long) == (self.variant, self.long);
+        let folding = FOLDING.iter().find(same)?;
         let blocks = |chunk| chunks.first_block[chunk + self.fold()] - chunks.first_block[chunk];
         let mut planes = (0..chunks.chunks as usize).step_by(self.fold());
         let fours = chunks.first_col.iter().all(|column| column % 4 == 0);
@@ -132,6 +169,14 @@ impl Kernel {
         match self.variant {
             Planes(chunks) => chunks,
             Gated => 1,
+        }
+    }
+
+    /// Pieces of a tile that blocks may share.
+    pub(super) const fn pieces(self) -> usize {
+        match self.variant {
+            Gated if self.rows <= FEW_ROWS => 4,
+            _ => 1,
         }
     }
 
@@ -159,7 +204,7 @@ impl Kernel {
         }
     }
 
-    /// Dynamic shared memory: the rings, their barriers, and room to align them.
+    /// Dynamic shared memory: the rings, their barriers, of which there are most where a slot has one block, and room to align them.
     pub(super) const fn shared(self) -> usize {
         self.weights * TILE_BYTES
             + self.inputs * self.rows * TILE * 2
@@ -188,8 +233,7 @@ pub(in crate::ops::cuda) fn registers() -> impl Iterator<Item = (&'static str, u
 
 /// Kernels with dynamic shared memory, and how much.
 pub(in crate::ops::cuda) fn shared() -> impl Iterator<Item = (&'static str, usize)> {
-    let all = KERNELS.iter().chain(&FOLDING);
-    all.map(|kernel| (kernel.name, kernel.shared()))
+    all().map(|kernel| (kernel.name, kernel.shared()))
 }
 
 #[cfg(test)]
@@ -218,7 +262,7 @@ mod tests {
 
     #[test]
     fn rings_fit_into_a_multiprocessor() {
-        for kernel in KERNELS.into_iter().chain(FOLDING) {
+        for kernel in all() {
             // With the scales of its rows.
             assert!(kernel.shared() + 4 * kernel.rows <= 227 << 10, "{kernel:?}");
         }

@@ -144,7 +144,7 @@ impl Cuda {
         };
         let blocks = match kernel.takes_parts() {
             true => parts.blocks as usize * count,
-            false => self.multiprocessors.min(tiles * planes),
+            false => self.multiprocessors.min(tiles * planes * kernel.pieces()),
         };
         let grid = [blocks, 1, 1];
         self.launch_as(

@@ -92,7 +92,7 @@ enum Output { PARTIAL, GATED };
 // tiles are such. The threads that fetch leave their registers to those that compute.
 template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, int SPAN, Output OUTPUT, typename Input> struct Kernel {
     static constexpr bool OF_PARTIALS = std::is_same_v<Input, Partials>;
-    static constexpr bool FEW = ROWS == 8;
+    static constexpr bool FEW = ROWS == 8, LONG = SPAN > 2;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -107,10 +107,14 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     using Items = std::conditional_t<GROUPS == 3, PartShare<ROWS>,
                                      std::conditional_t<IN_QUARTERS, QuarterShare<GROUPS * TILES, ROWS>, TileShare>>;
     static constexpr int WEIGHTS = WEIGHT_BLOCKS / SPAN, INPUTS = INPUT_BLOCKS / SPAN;
+    // A warpgroup without a tile waits for nothing but x, whose ring must not be the longer one.
+    static_assert(INPUTS <= WEIGHTS);
+    // Where a slot is given back at once it is always the same warpgroup's: a parity does not tell a turn from the one after the next.
+    static_assert(!LONG || WEIGHTS % (GROUPS * TILES) == 0);
     static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and would wait behind the whole ring.
-    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 8 / SPAN : WEIGHTS;
+    // read, and would wait behind the whole ring. Long slots are for small weights, of which there is not much to wait behind.
+    static constexpr int UNDER_WAY = !FEW || LONG ? WEIGHTS : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 8 / SPAN : WEIGHTS;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -333,11 +337,12 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
             }
         };
         auto advance = [&](int blocks) {
-            if (used) release();
+            if (!LONG && used) release();
             used = true;
             used_input = input.slot;
 #pragma unroll
             for (int j = 0; j < MINE; j++) used_weights[j] = slots[j];
+            if (LONG) release();
             input.advance(1);
             weight.advance(at.tiles);
             done += blocks;
@@ -377,13 +382,13 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
 #pragma unroll
                     for (int k = 0; k < SPAN; k++) multiply(k);
                     wgmma_commit();
-                    // The slot before has been read.
-                    wgmma_wait<1>();
+                    // The slot before has been read; of long slots, this one: there are so few that memory would wait for it.
+                    wgmma_wait<LONG ? 0 : 1>();
                 }
                 advance(SPAN);
             }
             if (MINE) wgmma_wait<0>();
-            if (used) release();
+            if (!LONG && used) release();
             int level = 0;
 #pragma unroll
             for (; f >> level & 1; level++) each([&](int j, int r, int i) { sums[j][r][i] = folded[level][j][r][i] + sums[j][r][i]; });

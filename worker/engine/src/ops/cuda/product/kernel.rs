@@ -25,6 +25,16 @@ enum Variant {
     Gated,
 }
 
+impl Variant {
+    /// Whether a multiprocessor has so few of a product's tiles, of so many chunks, that it waits for slots rather than for memory.
+    const fn has_few_tiles(self, tiles: usize, count: usize, multiprocessors: usize) -> bool {
+        match self {
+            Gated => tiles < 2 * multiprocessors,
+            Planes(chunks) => tiles * count / chunks <= multiprocessors,
+        }
+    }
+}
+
 /// A kernel: variant, rows that it makes at once, blocks of columns that its two rings hold.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
@@ -140,20 +150,13 @@ impl Kernel {
         };
         let kernel = Self::of(variant, rows)
             .ok_or_else(|| mismatch("linear", format!("no kernel for {variant:?}")))?;
-        let few_tiles = match variant {
-            Gated => tiles < 2 * multiprocessors,
-            Planes(chunks) => tiles * count / chunks <= multiprocessors,
-        };
-        let long = LONG.iter().find(|long| long.variant == variant);
-        Ok(
-            match long.filter(|_| few_tiles && kernel.rows <= FEW_ROWS) {
-                Some(long) => *long,
-                None => kernel,
-            },
-        )
+        let few = kernel.rows <= FEW_ROWS && variant.has_few_tiles(tiles, count, multiprocessors);
+        let mut long = LONG.into_iter();
+        let long = long.find(|long| few && long.variant == variant);
+        Ok(long.unwrap_or(kernel))
     }
 
-    /// The one that makes the same of what attention left of one row: it has a slot for every block of the chunks that it adds.
+    /// The one that makes the same of what attention left of one row: it has room for every block of the chunks that it adds.
     pub(super) fn folding(self, chunks: &ChunkTable) -> Option<Self> {
         let same = |of: &&Self| (of.variant, of.long) == (self.variant, self.long);
         let folding = FOLDING.iter().find(same)?;
@@ -258,6 +261,20 @@ mod tests {
         assert_eq!(fold(56, 4, 256, 132), 2);
         assert_eq!(fold(56, 2, 256, 132), 1);
         assert_eq!(fold(300, 1, 256, 132), 1);
+    }
+
+    #[test]
+    fn four_ranks_have_few_tiles_and_fewer_ranks_many() {
+        let few = |variant: Variant, tiles, count| variant.has_few_tiles(tiles, count, 132);
+        // gate+up and o of the 7B, of four ranks, two and one.
+        assert_eq!(
+            [148, 296, 592].map(|tiles| few(Gated, tiles, 1)),
+            [true, false, false]
+        );
+        assert_eq!(
+            [(1, 2), (1, 4), (2, 8)].map(|(fold, count)| few(Planes(fold), 56, count)),
+            [true, false, false]
+        );
     }
 
     #[test]

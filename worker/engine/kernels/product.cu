@@ -113,8 +113,8 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     static_assert(!LONG || WEIGHTS % (GROUPS * TILES) == 0);
     static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and would wait behind the whole ring. Long slots are for small weights, of which there is not much to wait behind.
-    static constexpr int UNDER_WAY = !FEW || LONG ? WEIGHTS : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 8 / SPAN : WEIGHTS;
+    // read, and ranks to hear of each other, and would wait behind the whole ring.
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : 8 / SPAN;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -199,10 +199,11 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
 
     __device__ void fetch_inputs(const Input &x) const {
         Place<INPUTS> place(1);
+        Items at(p);
         prefetch_map(&x);
         wait_previous();
         copies_see_writes();
-        for (Items at(p); at.more(); at.next())
+        for (; at.more(); at.next())
             while (at.block < at.last_block) {
                 const int blocks = span(at);
                 barrier_wait(input_barrier(place.slot) + 8, place.parity);
@@ -217,8 +218,9 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     __device__ void find_scales() const {
         if (!p.scales.squares) return;
         int row = -1, parity = 1;
+        Items at(p);
         wait_previous();
-        for (Items at(p); at.more(); at.next()) {
+        for (; at.more(); at.next()) {
             if (at.row == row) continue;
             row = at.row;
             barrier_wait(scale_barrier() + 8, parity);
@@ -253,9 +255,10 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
             splits = __ldcg(x.count);
             for (int i = threadIdx.x; i < INPUTS * INPUT_BYTES / 8; i += 32 * WARPS) write_shared(inputs + i * 8, 0, 0);
         }
+        Items at(p);
         // Chunks without columns are written without waiting for x.
         wait_previous();
-        for (Items at(p); at.more(); at.next()) {
+        for (; at.more(); at.next()) {
             if constexpr (OF_PARTIALS) {
                 if (at.chunk != present) {
                     // All have read what was there, and zeros are where rows are not.

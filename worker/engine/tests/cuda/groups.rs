@@ -96,7 +96,7 @@ fn groups_of_processes_draw_what_one_rank_draws() {
     let _gpu = alone();
     for name in ["aligned", "odd"] {
         let want = alone_draws(name);
-        for size in [2, 4] {
+        for size in [2, 4, 8] {
             let what = format!("{name}, {size} ranks");
             let since = Instant::now();
             let mut ranks = ranks(name, size);

@@ -34,7 +34,7 @@ struct Rows {
     // First id of the multimodal vocabulary: tokens from it on are multimodal.
     int text_vocab;
 
-    __device__ bool multimodal(int row) const { return tokens[row] >= text_vocab; }
+    __device__ bool multimodal(int row) const { return __ldcg(tokens + row) >= text_vocab; }
 };
 
 __device__ inline float to_float(float v) { return v; }

@@ -1,57 +1,38 @@
 // The exchange of ranks whose GPUs reach each other's memory: each writes its values to all, and reads those of all where it
 // receives them itself.
 //
-// A place that holds EMPTY has not been written to: values that come say so by themselves, word by word, so that nothing is ordered
-// and nobody is told. Who has read a place empties it. It is used again after another exchange; whoever begins that one has
-// emptied what the one before filled, and nobody fills a place before its reader has begun the exchange after.
+// Who has read a place empties it. It is used again after another exchange; whoever begins that one has emptied what the one before
+// filled, and nobody fills a place before its reader has begun the exchange after.
+//
+// Of few rows, what is exchanged are the planes of products (product.cu), in place of a rank's sum of them, which is the same tree. A
+// product may have sent them itself. This looks for them before it has ended, since all that it has sent would have to be acknowledged
+// first; such a product lets this start only once the exchange before has ended.
+#include "peer.cuh"
 #include "residual.cuh"
 
-constexpr int RANKS = 8;
 constexpr int WARPS = 8;
 constexpr int THREADS = 32 * WARPS;
-// -0, which no rank sends.
-constexpr unsigned EMPTY = 0x80000000u;
 
 struct Exchange {
     Sums mine;
-    float *rooms[RANKS];  // of every rank, where it receives: [ranks, len]
+    float *rooms[RANKS];  // of every rank, where it receives: [ranks, planes, len]
     const unsigned *stop; // on the host; not zero once nobody is to wait any more
     size_t len;
     int rank, ranks;
+    int planes; // of a rank
+    int sent;   // whether the kernel before has sent them
 };
-static_assert(sizeof(Exchange) == 120);
+static_assert(sizeof(Exchange) == 128);
 
-__device__ inline void send(float *to, float v) {
-    asm volatile("st.volatile.global.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
-}
-__device__ inline void send(float4 *to, const float4 &v) {
-    asm volatile("st.volatile.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-__device__ inline float look(const float *at) {
-    float v;
-    asm volatile("ld.volatile.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
-    return v;
-}
-__device__ inline float4 look(const float4 *at) {
-    float4 v;
-    asm volatile("ld.volatile.global.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
-    return v;
-}
-__device__ inline bool is_empty(float v) { return __float_as_uint(v) == EMPTY; }
-__device__ inline bool is_empty(const float4 &v) { return is_empty(v.x) || is_empty(v.y) || is_empty(v.z) || is_empty(v.w); }
-// The same value, never -0.
-__device__ inline float positive_zero(float v) { return v + 0.f; }
-__device__ inline float4 positive_zero(const float4 &v) { return v + float4{0.f, 0.f, 0.f, 0.f}; }
-__device__ inline void empty(float *at) { *at = -0.f; }
-__device__ inline void empty(float4 *at) { *at = {-0.f, -0.f, -0.f, -0.f}; }
-
-// Writes value i of this rank, T at a time, to all.
+// Writes value i of this rank, T at a time, to all: as its first plane, the others being zero.
 template <typename T> __device__ inline void give(const Exchange &p, size_t i) {
     const T value = positive_zero(p.mine.planes_at<T>(i * (sizeof(T) / sizeof(float))));
-    for (int rank = 0; rank < p.ranks; rank++) send(reinterpret_cast<T *>(p.rooms[rank] + p.rank * p.len) + i, value);
+    for (int rank = 0; rank < p.ranks; rank++)
+        for (int plane = 0; plane < p.planes; plane++)
+            send(reinterpret_cast<T *>(p.rooms[rank] + (p.rank * p.planes + plane) * p.len) + i, plane ? T{} : value);
 }
 
-// By a warp: waits for values i of every rank, in lanes that have one, unless all waiting is over.
+// By a warp: waits for values i of all COUNT planes, in lanes that have one, unless all waiting is over.
 template <int COUNT, typename T> __device__ inline void take(const Exchange &p, size_t i, bool has_one, bool &over, T (&values)[COUNT]) {
     // The host is far: one lane asks it, once in so many times.
     constexpr int PATIENCE = 1024;
@@ -61,9 +42,9 @@ template <int COUNT, typename T> __device__ inline void take(const Exchange &p, 
         bool missing = false;
         if (has_one) {
 #pragma unroll
-            for (int rank = 0; rank < COUNT; rank++) values[rank] = look(from + rank * apart);
+            for (int plane = 0; plane < COUNT; plane++) values[plane] = look(from + plane * apart);
 #pragma unroll
-            for (int rank = 0; rank < COUNT; rank++) missing |= is_empty(values[rank]);
+            for (int plane = 0; plane < COUNT; plane++) missing |= is_empty(values[plane]);
         }
         if (over || !__any_sync(FULL, missing)) break;
         if (tries % PATIENCE == 0) {
@@ -73,7 +54,7 @@ template <int COUNT, typename T> __device__ inline void take(const Exchange &p, 
         }
     }
 #pragma unroll
-    for (int rank = 0; has_one && rank < COUNT; rank++) empty(from + rank * apart);
+    for (int plane = 0; has_one && plane < COUNT; plane++) empty(from + plane * apart);
 }
 
 // out[i] = the sum over ranks as a balanced binary tree, or, GATHERED, out[rank · stride + i] = the value of a rank.
@@ -95,17 +76,19 @@ template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(
     }
 }
 
-// What `residual_segments` (norm.cu) makes of the sum over ranks. grid any, block 256.
+// What `residual_segments` (norm.cu) makes of the sum over COUNT planes, of all ranks. grid any, block 256.
 template <int COUNT> __device__ inline void exchange_segments(const Exchange &p, const Residual &r) {
     const int first = blockIdx.x * WARPS + threadIdx.x / 32, step = gridDim.x * WARPS;
     r.prefetch(first);
     let_next_start();
-    wait_previous();
-    for (int unit = first; unit < r.units(); unit += step)
-        if (r.column(unit) < r.width) {
-            give<float4>(p, r.at(unit) / 4);
-            p.mine.drop(r.at(unit));
-        }
+    if (!p.sent) {
+        wait_previous();
+        for (int unit = first; unit < r.units(); unit += step)
+            if (r.column(unit) < r.width) {
+                give<float4>(p, r.at(unit) / 4);
+                p.mine.drop(r.at(unit));
+            }
+    }
     bool over = false;
     for (int unit = first; unit < r.units(); unit += step) {
         float4 values[COUNT];
@@ -113,6 +96,7 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
         take(p, r.at(unit) / 4, r.column(unit) < r.width, over, values);
         r.write(unit, part, true, [&](size_t, int) { return tree_of<COUNT>(values, 1); });
     }
+    if (p.sent) wait_previous();
 }
 
 #define EXCHANGE(COUNT)                                                                                                      \

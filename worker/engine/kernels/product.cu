@@ -10,6 +10,7 @@
 // them. x [rows, stride] bf16 comes by a tensor map with the same swizzle; what lies outside of it is read as zero. Sums are
 // multiplied by their row's scale, if x has scales. out is [chunks / FOLD, rows, outs] f32, or, for a GATED weight of one chunk,
 // silu(gate) · up as [rows, outs / 2] bf16: the tile of 64 outputs is then 32 gates and their 32 ups, in alternating groups of 8.
+// Of few rows, planes may be sent to all ranks instead, which add them up themselves (exchange.cu).
 //
 // Of one row that attention left in parts (partials.cuh), the warps that compute fold what their chunks need of it first, instead of a
 // warp that fetches x.
@@ -132,8 +133,10 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     // Of the scales, the same.
     __device__ unsigned scale_barrier() const { return barriers + 16 * (WEIGHTS + INPUTS); }
 
+    __device__ bool sends() const { return FEW && OUTPUT == PARTIAL && p.receivers.count; }
+
     __device__ void run(const Input &x) {
-        let_next_start();
+        if (!sends()) let_next_start();
         if (threadIdx.x == 0) {
             for (int i = 0; i < WEIGHTS; i++) {
                 barrier_init(weight_barrier(i), 1);
@@ -258,6 +261,8 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
         Items at(p);
         // Chunks without columns are written without waiting for x.
         wait_previous();
+        // The exchange does not wait before it looks for what is sent to it.
+        if (sends()) let_next_start();
         for (; at.more(); at.next()) {
             if constexpr (OF_PARTIALS) {
                 if (at.chunk != present) {
@@ -409,7 +414,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
                 if constexpr (OUTPUT == GATED)
                     write_activations<N>(p, tile, at.row + row, sums[j][r]);
                 else
-                    write_sums<N>(p, at.chunk / FOLD, tile, at.row + row, sums[j][r]);
+                    write_sums<N, FEW>(p, at.chunk / FOLD, tile, at.row + row, sums[j][r]);
             }
     }
 };

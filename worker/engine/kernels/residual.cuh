@@ -32,11 +32,12 @@ struct Residual {
         float4 h, weight;
         bool adds;
     };
+    // Not from L1, where what is older than the end of the kernel before may be.
     __device__ Part read(int unit) const {
         const int row = this->row(unit), column = this->column(unit);
         Part part = {};
         if (column < width) {
-            part.h = *reinterpret_cast<const float4 *>(h + at(unit));
+            part.h = __ldcg(reinterpret_cast<const float4 *>(h + at(unit)));
             if (out) part.weight = *reinterpret_cast<const float4 *>(weight + column);
             part.adds = !image_only || rows.multimodal(row);
         }

@@ -4,6 +4,7 @@
 // items: some tiles of the same chunks.
 #pragma once
 #include "common.cuh"
+#include "peer.cuh"
 
 constexpr int TILE = 64;
 constexpr int BLOCK = 64;
@@ -19,7 +20,8 @@ struct Parts {
 struct Product {
     const bf16 *w;
     void *out;
-    Ahead ahead; // fetched by kernels for few rows
+    Receivers receivers; // of the planes, in place of `out`, by kernels for few rows
+    Ahead ahead;         // fetched by kernels for few rows
     RowScales scales;
     int rows, outs, tiles;
     Parts parts;
@@ -30,7 +32,7 @@ struct Product {
     int first_block[CHUNKS + 1];
     int first_col[CHUNKS];
 };
-static_assert(sizeof(Product) == 168);
+static_assert(sizeof(Product) == 240);
 
 // Quarters of a tile, of 16 outputs each.
 struct Quarters {

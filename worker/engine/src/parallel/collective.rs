@@ -1,6 +1,6 @@
 //! What ranks exchange.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::Abort;
 use crate::{
@@ -14,6 +14,16 @@ pub struct SumRoom<D: Device> {
     pub all: D::Buffer,
     /// Their sum `[len]`.
     pub sum: D::Buffer,
+}
+
+/// A product with a rank's chunks of columns: a part of a sum over ranks.
+pub struct RowProduct<'a, D: Device> {
+    /// `[rows, in]`.
+    pub x: &'a D::Buffer,
+    /// `[out, in]`, made for `chunks` ([`TransformerOps::matrix_in_chunks`]).
+    pub weight: &'a D::Matrix,
+    /// Column ranges.
+    pub chunks: &'a [Range<usize>],
 }
 
 /// The exchange between the ranks of a group. All ranks make the same calls in the same order.
@@ -71,6 +81,27 @@ pub trait Collective<D: Device>: Send {
         let len = to.rows.len() * to.width;
         self.sum(device, mine, len, &mut room.all, &mut room.sum)?;
         device.residual(Some(&mut room.sum), to)
+    }
+
+    /// [`Collective::sum_into`] of what every rank's product makes, or, of a rank without one, of its zeros: one of the even number
+    /// of sums of a step. `made` has room for what this rank makes; its values are of no use then.
+    ///
+    /// # Errors
+    /// As [`Collective::gather`].
+    fn sum_product_into(
+        &mut self,
+        device: &D,
+        product: RowProduct<'_, D>,
+        made: &mut D::Buffer,
+        room: &mut SumRoom<D>,
+        to: Residual<'_, D>,
+    ) -> Result<()>
+    where
+        D: TransformerOps,
+    {
+        let RowProduct { x, weight, chunks } = product;
+        device.linear_chunked(x, to.rows.len(), weight, chunks, made)?;
+        self.sum_into(device, made, room, to)
     }
 
     /// Whether values meet on the devices, in the order of their other operations, so that a device

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Collective, collective::SumRoom};
+use super::{Collective, RowProduct, SumRoom};
 use crate::{
     Result,
     checkpoint::HostTensor,
@@ -222,16 +222,17 @@ impl<D: TransformerOps> RowParallel<D> {
             room,
             zeros,
         } = buffers;
-        let mine = match &self.weight {
-            Some(weight) => {
-                device.linear_chunked(x, to.rows.len(), weight, &self.chunks, partial)?;
-                partial
+        let chunks = &self.chunks;
+        match &self.weight {
+            Some(weight) if collective.size() == 1 => {
+                device.linear_chunked(x, to.rows.len(), weight, chunks, partial)?;
+                device.residual(Some(partial), to)
             }
-            None => zeros,
-        };
-        match collective.size() {
-            1 => device.residual(Some(mine), to),
-            _ => collective.sum_into(device, mine, room, to),
+            Some(weight) => {
+                let product = RowProduct { x, weight, chunks };
+                collective.sum_product_into(device, product, partial, room, to)
+            }
+            None => collective.sum_into(device, zeros, room, to),
         }
     }
 }

@@ -13,7 +13,7 @@ pub mod net;
 pub mod vocabulary;
 
 pub use abort::Abort;
-pub use collective::{Collective, Meeting, SumRoom};
+pub use collective::{Collective, Meeting, RowProduct, SumRoom};
 pub use layout::{CHUNKS, HeadLayout, Shard};
 pub use local::{LocalCollective, local_group};
 pub use net::{NetCollective, NetConfig};

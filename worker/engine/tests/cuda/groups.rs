@@ -2,7 +2,7 @@
 //! rank is lost or stands still, and form again.
 //!
 //! All ranks of processes have the one GPU. NCCL takes processes with other `NCCL_HOSTID`s for other machines, and reaches
-//! them through sockets. Where there are two GPUs, ranks are also threads with one each, through NCCL and directly.
+//! them through sockets. Where there are several GPUs, ranks are also threads with one each, directly and through NCCL.
 
 mod rank;
 
@@ -113,11 +113,7 @@ fn groups_of_processes_draw_what_one_rank_draws() {
 }
 
 /// Ranks as threads with these GPUs draw what one rank draws, in every epoch, also after one that was ended.
-fn threads_draw_what_one_rank_draws(gpus: [usize; 2], nccl: bool) {
-    let gpus = gpus.map(|gpu| Arc::new(Cuda::open(gpu, Precision::Bf16).expect("two GPUs")));
-    if nccl {
-        gpus.iter().for_each(|gpu| gpu.exchange_through_nccl());
-    }
+fn threads_draw_what_one_rank_draws(gpus: &[Arc<Cuda>]) {
     for name in ["aligned", "odd"] {
         let want = alone_draws(name);
         let (weights, sizes) = (
@@ -125,8 +121,9 @@ fn threads_draw_what_one_rank_draws(gpus: [usize; 2], nccl: bool) {
             sizes(gpus.len(), LIMITS, false),
         );
         let ranks = 0..gpus.len();
-        let group = ThreadGroup::start_part(&gpus, &model(name), weights, &sizes, ranks);
+        let group = ThreadGroup::start_part(gpus, &model(name), weights, &sizes, ranks);
         let group = group.expect("ranks");
+        group.warm_up().expect("warm");
         for epoch in 1..=4 {
             let abort = Abort::default();
             let connections = Connection::local(gpus.len(), &abort);
@@ -140,8 +137,10 @@ fn threads_draw_what_one_rank_draws(gpus: [usize; 2], nccl: bool) {
                 ending.join().expect("no panic");
                 continue;
             }
-            let drawn = try_run(&group, LIMITS, AHEAD, arrivals()).expect("steps");
-            assert!(format!("{drawn:?}") == want, "{name}, epoch {epoch}");
+            let what = format!("{name}, {} ranks, epoch {epoch}", gpus.len());
+            let drawn = try_run(&group, LIMITS, AHEAD, arrivals());
+            let drawn = drawn.unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(format!("{drawn:?}") == want, "{what}");
         }
         assert!(gpus.iter().all(|gpu| gpu.recorded() > 0));
     }
@@ -151,8 +150,19 @@ fn threads_draw_what_one_rank_draws(gpus: [usize; 2], nccl: bool) {
 #[ignore = "needs two GPUs"]
 fn ranks_with_gpus_of_their_own_draw_what_one_rank_draws() {
     let _gpu = alone();
-    for nccl in [true, false] {
-        threads_draw_what_one_rank_draws([0, 1], nccl);
+    let gpus: Vec<_> = (0..8)
+        .map_while(|gpu| Cuda::open(gpu, Precision::Bf16).ok())
+        .map(Arc::new)
+        .collect();
+    assert!(gpus.len() > 1, "{} GPUs", gpus.len());
+    for nccl in [false, true] {
+        if nccl {
+            gpus.iter().for_each(|gpu| gpu.exchange_through_nccl());
+        }
+        for size in [2, 4, 8].into_iter().filter(|&size| size <= gpus.len()) {
+            println!("{size} ranks, NCCL: {nccl}");
+            threads_draw_what_one_rank_draws(&gpus[..size]);
+        }
     }
 }
 

@@ -70,19 +70,10 @@ impl Cuda {
         bias: Option<&Vector>,
         out: &mut Buffer,
     ) -> Result<()> {
-        need("linear", "x", x.len, rows * w.cols())?;
+        self.check_product(x, rows, w)?;
         need("linear", "out", out.len, rows * w.outs())?;
         if let Some(bias) = bias {
             need("linear", "bias", bias.len, w.outs())?;
-        }
-        if x.element != w.element() {
-            return Err(mismatch(
-                "linear",
-                "x is of another type than the weight".into(),
-            ));
-        }
-        if w.is_gated() {
-            return Err(mismatch("linear", "the weight is gated".into()));
         }
         out.hold_values();
         if rows == 0 {
@@ -154,6 +145,19 @@ impl Cuda {
             width: w.outs(),
         };
         self.finish(planes, out)
+    }
+
+    /// Refuses what is no product.
+    pub(super) fn check_product(&self, x: &Buffer, rows: usize, w: &Matrix) -> Result<()> {
+        need("linear", "x", x.len, rows * w.cols())?;
+        if x.element != w.element() {
+            let reason = "x is of another type than the weight";
+            return Err(mismatch("linear", reason.into()));
+        }
+        match w.is_gated() {
+            true => Err(mismatch("linear", "the weight is gated".into())),
+            false => Ok(()),
+        }
     }
 
     /// Adds planes up into `out`.

@@ -72,7 +72,7 @@ impl Matrix {
     /// The stacked `parts`, summed as the GPU does it best.
     pub(super) fn new(cuda: &Cuda, parts: &[MatrixPart]) -> Result<Self> {
         let rows = HostRows::new(parts)?;
-        let chunks = match Self::tiled(cuda) {
+        let chunks = match cuda.tiled() {
             true => Chunks::whole(rows.cols()),
             false => Chunks::of_columns(rows.cols(), K_BLOCK),
         };
@@ -83,20 +83,15 @@ impl Matrix {
     pub(super) fn gated(cuda: &Cuda, parts: &[MatrixPart; 2]) -> Result<Self> {
         let rows = HostRows::new(parts)?;
         let gates = parts[0].rows.len();
-        if !Self::tiled(cuda) || parts[1].rows.len() != gates {
+        if !cuda.tiled() || parts[1].rows.len() != gates {
             return Self::new(cuda, parts);
         }
         Self::packed(cuda, &rows, Chunks::whole(rows.cols()), gates)
     }
 
-    /// Whether weights are read by `product.cu`.
-    fn tiled(cuda: &Cuda) -> bool {
-        cuda.hopper && cuda.element() == Element::Bf16
-    }
-
     fn packed(cuda: &Cuda, rows: &HostRows<'_>, chunks: Chunks, gates: usize) -> Result<Self> {
         let (outs, cols) = (rows.count(), rows.cols());
-        let packing = match (cuda.element(), Self::tiled(cuda)) {
+        let packing = match (cuda.element(), cuda.tiled()) {
             (Element::F32, _) => Packing::Plain,
             (Element::Bf16, false) => Packing::Operands,
             (Element::Bf16, true) => Packing::Tiles { gated: gates > 0 },
@@ -191,8 +186,15 @@ impl Matrix {
         Self::packed(cuda, &rows, Chunks::of(chunks), 0)
     }
 
-    pub(super) fn has_chunks(&self, chunks: &[Range<usize>]) -> bool {
-        self.chunks.ranges() == chunks
+    /// Refuses other chunks than those that it was made for.
+    pub(super) fn check_chunks(&self, chunks: &[Range<usize>]) -> Result<()> {
+        match self.chunks.ranges() == chunks {
+            true => Ok(()),
+            false => Err(mismatch(
+                "linear_chunked",
+                format!("the weight was not made for chunks {chunks:?}"),
+            )),
+        }
     }
 
     pub(super) fn outs(&self) -> usize {
@@ -213,6 +215,11 @@ impl Matrix {
 
     pub(super) fn is_gated(&self) -> bool {
         self.packing == Packing::Tiles { gated: true }
+    }
+
+    /// Whether `product.cu` makes sums with it.
+    pub(super) fn is_tiled(&self) -> bool {
+        self.packing == Packing::Tiles { gated: false }
     }
 
     pub(super) fn packing(&self) -> Packing {

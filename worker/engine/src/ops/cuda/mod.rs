@@ -227,6 +227,11 @@ impl Cuda {
         }
     }
 
+    /// Whether it makes products with weights in tiles.
+    fn tiled(&self) -> bool {
+        self.hopper && self.precision == Precision::Bf16
+    }
+
     /// Launches a kernel; `waits` says that it calls `wait_previous` before it reads what kernels before it wrote, so that it may be
     /// set up early.
     fn launch(

@@ -46,9 +46,8 @@ impl Cuda {
     /// `to` by segments, if kernels can: the product that reads the norm scales its rows then.
     pub(super) fn segments(&self, to: &mut Residual<'_, Self>) -> Result<Option<Segments>> {
         let (count, width) = (to.rows.len(), to.width);
-        let tiled = self.hopper && self.element() == Element::Bf16;
         let scaled_later = |norm: &RmsNorm<'_, Self>| norm.out.element == Element::Bf16;
-        if !tiled || !width.is_multiple_of(4) || !to.norm.as_ref().is_none_or(scaled_later) {
+        if !self.tiled() || !width.is_multiple_of(4) || !to.norm.as_ref().is_none_or(scaled_later) {
             return Ok(None);
         }
         check(to)?;

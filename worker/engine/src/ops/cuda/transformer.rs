@@ -241,12 +241,7 @@ impl TransformerOps for Cuda {
         chunks: &[Range<usize>],
         out: &mut Buffer,
     ) -> Result<()> {
-        if !w.has_chunks(chunks) {
-            return Err(mismatch(
-                "linear_chunked",
-                format!("the weight was not made for chunks {chunks:?}"),
-            ));
-        }
+        w.check_chunks(chunks)?;
         self.product(x, rows, w, None, out)
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Inbox {
     stopped: AtomicBool,
     id: u32,
     ranks: usize,
+    /// Whether products of its rank may send planes themselves.
+    pub sends: bool,
 }
 
 impl Inbox {
@@ -59,6 +61,7 @@ impl Inbox {
             stopped: AtomicBool::default(),
             id,
             ranks,
+            sends: cuda.tiled(),
         });
         all.push(Arc::downgrade(&inbox));
         drop(all);

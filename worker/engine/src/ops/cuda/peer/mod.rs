@@ -1,9 +1,12 @@
 //! The exchange between GPUs of one process that reach each other's memory: one kernel, which also adds up the planes of
-//! what it sends, and makes of what comes whatever is made of it. Ranks that shared a GPU would keep each other from running
-//! while they wait.
+//! what it sends, and makes of what comes whatever is made of it. Products of few rows send their planes themselves. Ranks that
+//! shared a GPU would keep each other from running while they wait.
 
 mod inbox;
+mod receivers;
 mod rooms;
+
+pub(super) use receivers::Receivers;
 
 use std::{
     sync::{Arc, Weak},
@@ -13,14 +16,17 @@ use std::{
 use inbox::{Inbox, process};
 use rooms::{ROOM, Rooms, pieces};
 
-use super::{Buffer, Cuda, Element, Pending, Sums, kernels::Argument, wait, want};
+use super::{
+    Buffer, Cuda, Element, Pending, Sums, kernels::Argument, product::FEW_ROWS, residual::Segments,
+    wait, want,
+};
 use crate::{
     Result,
-    ops::{Device, Residual, StepRows},
-    parallel::{Collective, Meeting, SumRoom, abort::ended},
+    ops::{Device, Residual, StepRows, TransformerOps},
+    parallel::{CHUNKS, Collective, Meeting, RowProduct, SumRoom, abort::ended},
 };
 
-/// As `kernels/exchange.cu` has them.
+/// As `kernels/peer.cuh` and `kernels/exchange.cu` have them.
 const RANKS: usize = 8;
 const THREADS: usize = 256;
 /// Blocks at most, so that what follows is set up beside them.
@@ -35,10 +41,12 @@ struct Exchange {
     len: usize,
     rank: i32,
     ranks: i32,
+    planes: i32,
+    sent: i32,
 }
 
 // As the kernels assert it.
-const _: () = assert!(size_of::<Exchange>() == 120);
+const _: () = assert!(size_of::<Exchange>() == 128);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -116,6 +124,20 @@ impl PeerCollective {
         }
     }
 
+    /// Planes of a rank that products may send of `rows` rows, `len` values, if they may: as many on every rank.
+    fn planes(&self, rows: usize, len: usize) -> Option<usize> {
+        let ranks = self.inboxes.len();
+        let fits = rows <= FEW_ROWS && CHUNKS * len <= ranks * ROOM;
+        let sends = fits && self.inboxes.iter().all(|inbox| inbox.sends);
+        sends.then_some(CHUNKS / ranks)
+    }
+
+    /// Where this rank's planes go, so many of `len` values, through room `room`.
+    fn receivers(&self, planes: usize, len: usize, room: usize) -> Receivers {
+        let first = (self.rank * planes * len * 4) as u64;
+        Receivers::new(self.inboxes.iter().map(|inbox| inbox.room(room) + first))
+    }
+
     /// What a kernel has to know to exchange `len` values through room `room`.
     fn exchange(&self, mine: Sums, len: usize, room: usize) -> Exchange {
         let mut exchange = Exchange {
@@ -125,6 +147,8 @@ impl PeerCollective {
             len,
             rank: self.rank as i32,
             ranks: self.inboxes.len() as i32,
+            planes: 1,
+            sent: 0,
         };
         for (to, inbox) in exchange.rooms.iter_mut().zip(&self.inboxes) {
             *to = inbox.room(room);
@@ -150,6 +174,14 @@ impl PeerCollective {
         let blocks = (exchange.len / values).div_ceil(THREADS).clamp(1, BLOCKS);
         let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
         cuda.launch(&name, grid, block, 0, true, &[exchange, &out, &stride])
+    }
+
+    /// Makes `segments` of the sum over the planes of all ranks.
+    fn add(&self, cuda: &Cuda, exchange: &Exchange, segments: &Segments) -> Result<()> {
+        let name = format!("exchange_segments_{}", exchange.ranks * exchange.planes);
+        let blocks = segments.units().div_ceil(THREADS / 32).min(BLOCKS);
+        let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
+        cuda.launch(&name, grid, block, 0, true, &[exchange, segments])
     }
 
     /// What a rank sends: planes that lie `len` values apart, if nothing else is to be added.
@@ -241,14 +273,44 @@ impl Collective<Cuda> for PeerCollective {
                 false => Self::sent(cuda, mine, len)?,
             };
             let room = self.rooms.of_sum();
-            let exchange = self.exchange(sent, len, room);
-            let name = format!("exchange_segments_{}", exchange.ranks);
-            let blocks = segments.units().div_ceil(THREADS / 32).min(BLOCKS);
-            let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
-            return cuda.launch(&name, grid, block, 0, true, &[&exchange, &segments]);
+            let exchange = Exchange {
+                planes: self.planes(to.rows.len(), len).unwrap_or(1) as i32,
+                ..self.exchange(sent, len, room)
+            };
+            return self.add(cuda, &exchange, &segments);
         }
         self.sum(cuda, mine, len, &mut room.all, &mut room.sum)?;
         cuda.add(Some(&mut room.sum), to)
+    }
+
+    fn sum_product_into(
+        &mut self,
+        cuda: &Cuda,
+        product: RowProduct<'_, Cuda>,
+        made: &mut Buffer,
+        room: &mut SumRoom<Cuda>,
+        mut to: Residual<'_, Cuda>,
+    ) -> Result<()> {
+        let RowProduct { x, weight, chunks } = product;
+        let (rows, len) = (to.rows.len(), to.rows.len() * to.width);
+        let is_sum = rows > 0 && weight.outs() == to.width && weight.is_tiled();
+        if let Some(planes) = self.planes(rows, len)
+            && is_sum
+            && chunks.len() == planes
+            && let Some(segments) = cuda.segments(&mut to)?
+        {
+            weight.check_chunks(chunks)?;
+            let room = self.rooms.of_sum();
+            cuda.send_product(x, rows, weight, self.receivers(planes, len, room))?;
+            let exchange = Exchange {
+                planes: planes as i32,
+                sent: 1,
+                ..self.exchange(Sums::NONE, len, room)
+            };
+            return self.add(cuda, &exchange, &segments);
+        }
+        cuda.linear_chunked(x, rows, weight, chunks, made)?;
+        self.sum_into(cuda, made, room, to)
     }
 
     fn on_device(&self) -> bool {

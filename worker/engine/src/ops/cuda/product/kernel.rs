@@ -12,7 +12,7 @@ use crate::{
 /// Bytes of a tile's block.
 const TILE_BYTES: usize = TILE * TILE * 2;
 /// Rows of the kernels for fewest.
-const FEW_ROWS: usize = 8;
+pub(in crate::ops::cuda) const FEW_ROWS: usize = 8;
 /// Rows up to which warpgroups keep the registers that they are launched with.
 const NARROW_ROWS: usize = 128;
 

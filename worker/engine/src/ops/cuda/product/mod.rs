@@ -4,12 +4,13 @@ mod kernel;
 mod parts;
 
 use kernel::Kernel;
-pub(super) use kernel::{registers, shared};
+pub(super) use kernel::{FEW_ROWS, registers, shared};
 use parts::Parts;
 
 use super::{
     Buffer, Cuda, Element, Pending, RowScales, Vector, ahead::Ahead, attention::Partials,
     chunks::ChunkTable, driver::TensorMap, kernels::Argument, matrix::Matrix, mismatch, need,
+    peer::Receivers,
 };
 use crate::Result;
 
@@ -23,6 +24,7 @@ const COPIED_TOGETHER: usize = 8;
 struct Product {
     w: u64,
     out: u64,
+    receivers: Receivers,
     ahead: Ahead,
     scales: RowScales,
     rows: i32,
@@ -81,14 +83,14 @@ impl Cuda {
         out: &mut Buffer,
     ) -> Result<()> {
         if w.chunks().count() == 1 && bias.is_none() && out.element == Element::F32 {
-            self.tile_product(x, rows, w, out.memory.address())?;
+            self.tile_product(x, rows, w, out.memory.address(), Receivers::NONE)?;
             return Ok(());
         }
         let planes = out.room(self, w.chunks().count() * out.len * 4)?;
         let pending = Pending {
             planes,
             bias: bias.map_or(0, |bias| bias.memory.address()),
-            count: self.tile_product(x, rows, w, planes)?,
+            count: self.tile_product(x, rows, w, planes, Receivers::NONE)?,
             rows,
             width: w.outs(),
         };
@@ -116,13 +118,34 @@ impl Cuda {
             return Ok(());
         }
         out.hold_values();
-        self.tile_product(x, rows, w, out.memory.address())?;
+        self.tile_product(x, rows, w, out.memory.address(), Receivers::NONE)?;
+        Ok(())
+    }
+
+    /// The product of at most [`FEW_ROWS`] rows with a weight in tiles, of which no more than one chunk makes a plane, as planes
+    /// that `receivers` add up.
+    pub(super) fn send_product(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        receivers: Receivers,
+    ) -> Result<()> {
+        self.check_product(x, rows, w)?;
+        self.tile_product(x, rows, w, 0, receivers)?;
         Ok(())
     }
 
     /// The product with a weight in tiles of [`TILE`], as planes that are yet to be added up, or, of a gated weight, as
-    /// activations. `out` has room for them. Returns the number of planes.
-    fn tile_product(&self, x: &Buffer, rows: usize, w: &Matrix, out: u64) -> Result<usize> {
+    /// activations. `out` has room for them, unless there are `receivers`. Returns the number of planes.
+    fn tile_product(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        w: &Matrix,
+        out: u64,
+        receivers: Receivers,
+    ) -> Result<usize> {
         let count = w.chunks().count();
         let scales = x.row_scales("linear", rows, w.cols())?;
         let scaled = scales != RowScales::NONE;
@@ -134,6 +157,7 @@ impl Cuda {
         let product = Product {
             w: w.address(),
             out,
+            receivers,
             ahead: x.ahead,
             scales,
             rows: rows as i32,

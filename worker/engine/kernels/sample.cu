@@ -84,6 +84,9 @@ struct Block {
     Summary summaries[WARPS];
     int histogram[256];
     int found, rest;
+    // Some scores, and how many they are.
+    float some[THREADS];
+    int count;
 };
 
 // Apart, since code that runs once a step is fetched as it runs.
@@ -155,6 +158,31 @@ template <typename Score> __device__ inline unsigned kth_key(int vocab, int k, S
     return prefix;
 }
 
+// Called where there is an entry a thread, since code that runs once a step is fetched as it runs.
+__device__ __noinline__ unsigned kth_key_of_some(int count, int k, Block &shared) {
+    return kth_key(count, k, [&](int i) { return shared.some[i]; }, shared);
+}
+
+// The same of many scores, of which each thread knows its largest, for a k of at most THREADS: at least k scores are no less than the
+// k-th of those, and hardly more are.
+template <typename Score> __device__ inline unsigned kth_key_of_many(int vocab, int k, float own, Score score, Block &shared) {
+    if (vocab > THREADS && k <= THREADS) {
+        shared.some[threadIdx.x] = own;
+        if (threadIdx.x == 0) shared.count = 0;
+        const unsigned bound = kth_key_of_some(THREADS, k, shared);
+#pragma unroll 4
+        for (int i = threadIdx.x; i < vocab; i += THREADS) {
+            const float s = score(i);
+            if (key_of(s) < bound) continue;
+            const int at = atomicAdd(&shared.count, 1);
+            if (at < THREADS) shared.some[at] = s;
+        }
+        __syncthreads();
+        if (shared.count <= THREADS) return kth_key_of_some(shared.count, k, shared);
+    }
+    return kth_key(vocab, k, score, shared);
+}
+
 // grid draws, block 1024; dynamic shared memory of vocab floats where `staged`.
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ Sampling p) {
     extern __shared__ float stage[];
@@ -188,16 +216,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         return c == -INFINITY ? c : __fadd_rn(__fmul_rn(d.guidance, __fadd_rn(c, -u)), u);
     };
 
-    const bool greedy = d.temperature == 0.f;
+    const bool greedy = d.temperature == 0.f, plain = greedy || d.temperature == 1.f;
     Summary all = {-INFINITY, 0, 0};
 #pragma unroll 4
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        const float r = raw(i), s = greedy ? r : __fdiv_rn(r, d.temperature);
+        const float r = raw(i), s = plain ? r : __fdiv_rn(r, d.temperature);
         all.spoilt |= isnan(r) || r == INFINITY;
         all.finite += isfinite(r);
         all.best = fmaxf(all.best, s);
         if (p.staged) stage[i] = s;
     }
+    const float own = all.best;
     all = block_reduce<WARPS>(all, shared.summaries, [](const Summary &a, const Summary &b) {
         return Summary{fmaxf(a.best, b.best), a.finite + b.finite, a.spoilt | b.spoilt};
     });
@@ -205,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     if (!all.spoilt && all.finite) {
         auto score = [&](int i) {
             if (p.staged) return stage[i];
-            return greedy ? raw(i) : __fdiv_rn(raw(i), d.temperature);
+            return plain ? raw(i) : __fdiv_rn(raw(i), d.temperature);
         };
         const float best = all.best;
 
@@ -217,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
             least = best;
             last_tied = vocab;
         } else if (d.top_k > 0 && d.top_k < all.finite) {
-            least = of_key(kth_key(vocab, d.top_k, score, shared));
+            least = of_key(kth_key_of_many(vocab, d.top_k, own, score, shared));
             last_tied = vocab;
         }
         if (!greedy && d.top_p < 1.f) {

@@ -11,6 +11,8 @@
 // An item of the work list is one split of a row, or a whole row. Whoever finishes the last split of a row folds them all, but of a
 // step's only row they are left to whoever reads it (partials.cuh), and nothing goes to `out`. All query heads of a K/V head (at most
 // 8) are the rows of an item's MMAs, so each key and value is read once.
+//
+// Of a step's only row, this rotates queries and the key, and appends key and value too (rotary.cuh): a kernel less between the products.
 #include "walk.cuh"
 
 constexpr int WARPS = 4;
@@ -80,24 +82,66 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
                 parity ^= 1;
             }
         };
-        // Where there is a stage for everything, only what is fresh waits.
-        const bool apart = DEPTH == ENTIRE && !waited && fresh;
 #pragma unroll(DEPTH == DEEP ? 2 * WARPS : 1)
         for (int k = 0; k < 2 * WARPS; k++) {
-            if (!apart && !waited && fresh & quarter(k)) wait();
+            if (!waited && fresh & quarter(k)) wait();
             claim(k);
-            copy(k, apart ? all & ~fresh : all);
+            copy(k, all);
         }
         if (!started) let_next_start();
         started = true;
-        if (!apart) continue;
-        wait();
-#pragma unroll 1
-        for (int k = 0; k < 2 * WARPS; k++) copy(k, fresh);
-        parity ^= 1;
     }
     if (!started) let_next_start();
     if (!waited) wait_previous();
+    if (lane == 0) p.ahead.fetch();
+}
+#endif
+
+#if __CUDA_ARCH__ >= 900
+// The same of a step's only row, whose block has a stage for each quarter of a split: all is under way before the kernel before has
+// ended. The row's own key and value go to the cache, and to the ring once what was there in their place has come.
+template <int DIM> __device__ inline void fetch_row(const Attention &p, uint4 *ring, unsigned bars, unsigned appended) {
+    constexpr int THREADS = DIM / 2 / CHANNELS; // of a key or a value
+    const int lane = threadIdx.x % 32, j = lane % THREADS * CHANNELS, stages = shared_address(ring);
+    const bool values = lane >= THREADS;
+    int parity = 0;
+    Angles angles;
+    for (Walk w(p); w.more(); w.next(p)) {
+        const Seen seen(p, w);
+        const bool mine = lane < SPLIT_BLOCKS && seen.block(lane);
+        const size_t id = mine ? __ldcg(w.table(p) + w.split * SPLIT_BLOCKS + lane) : 0;
+        const char *from = static_cast<const char *>(p.layer) + (id * p.kv_heads + w.kv_head) * 2 * PIECE<DIM>;
+        const unsigned all = __ballot_sync(FULL, mine);
+#pragma unroll 1
+        for (int k = 0; k < 2 * WARPS; k++) {
+            const unsigned quarter = 0xfu << k % WARPS * QUARTER_BLOCKS, bar = bars + 16 * k;
+            barrier_wait(bar + 8, parity ^ 1);
+            if (lane == 0) barrier_expect(bar, __popc(all & quarter) * PIECE<DIM>);
+            __syncwarp();
+            if (all & quarter & 1u << lane)
+                copy_bulk(stages + k * STAGE<DIM> + lane % QUARTER_BLOCKS * PIECE<DIM>, from + k / WARPS * PIECE<DIM>, PIECE<DIM>, bar);
+        }
+        const int block = w.item.last % KV_SPLIT / KV_BLOCK, slot = w.item.last % KV_BLOCK, quarter = block / QUARTER_BLOCKS;
+        const size_t own = __shfl_sync(FULL, id, block);
+        angles.of(w.item.last, p.frequencies + j);
+        wait_previous();
+        if (w.ends() && lane < 2 * THREADS) {
+            const size_t at = (size_t)(p.partials.heads + (values ? p.kv_heads : 0) + w.kv_head) * DIM + j;
+            Halves x(p.sums.four(at, at), p.sums.four(at + DIM / 2, at + DIM / 2));
+            if (!values) angles.turn(x);
+            bf16 *to = static_cast<bf16 *>(p.layer) + ((own * p.kv_heads + w.kv_head) * 2 + values) * (PIECE<DIM> / 2);
+            const int stage = quarter + (values ? WARPS : 0);
+            bf16 *here = reinterpret_cast<bf16 *>(ring) + (stage * STAGE<DIM> + block % QUARTER_BLOCKS * PIECE<DIM>) / 2;
+            barrier_wait(bars + 16 * stage, parity);
+            put<bf16>(x, values, slot, j, DIM, [&](int place, bf16 value) { here[place] = value; });
+            // Before copies of a later split come here.
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            barrier_arrive(appended);
+            put<bf16>(x, values, slot, j, DIM, [&](int place, bf16 value) { to[place] = value; });
+        }
+        parity ^= 1;
+    }
+    wait_previous();
     if (lane == 0) p.ahead.fetch();
 }
 #endif
@@ -173,6 +217,10 @@ __device__ inline bool arrive(const Attention &p, const Walk &w, int splits, int
 template <int DIM, int DEPTH> __device__ inline void attention(const Attention &p) {
     constexpr int J = DIM / 16, OWN = J / WARPS > 0 ? J / WARPS : 1;
     __shared__ Exchange exchange;
+    // Of a step's only row: its rotated queries, and whether its key and value are in the ring.
+    constexpr int THREADS = DIM / 2 / CHANNELS;
+    __shared__ bf16 queries[DEPTH == ENTIRE ? MAX_GROUP : 1][DIM + 8];
+    [[maybe_unused]] __shared__ uint64_t appended;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     Source<DIM, DEPTH> source;
 #if __CUDA_ARCH__ >= 900
@@ -184,39 +232,74 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
             barrier_init(source.bars + 16 * i, 1);
             barrier_init(source.bars + 16 * i + 8, WARPS);
         }
+        if (DEPTH == ENTIRE) barrier_init(shared_address(&appended), 2 * THREADS);
         barrier_init_fence();
     }
     __syncthreads();
     // Of few rows, a block's first split is under way before the next product asks for its weights, all of which it would wait for.
     if (DEPTH == DEEP) let_next_start();
     if (warp == WARPS) {
-        fetch<DIM, DEPTH>(p, shared_address(ring), source.bars);
+        if constexpr (DEPTH == ENTIRE)
+            fetch_row<DIM>(p, ring, source.bars, shared_address(&appended));
+        else
+            fetch<DIM, DEPTH>(p, shared_address(ring), source.bars);
         return;
     }
 #else
     let_next_start();
 #endif
     Walk w(p);
+    Angles angles;
+    const int own_head = threadIdx.x / THREADS, own = threadIdx.x % THREADS * CHANNELS;
+    if (DEPTH == ENTIRE && w.more()) angles.of(w.item.last, p.frequencies + own);
     wait_previous();
     uint2 query[J];
     float top = 0.f, sum = 0.f, value[2 * OWN][2];
+    int turn = 0; // of `appended`
     for (; w.more(); w.next(p)) {
         const int head0 = p.first_head[w.kv_head], group = p.first_head[w.kv_head + 1] - head0;
         const size_t at_row = ((size_t)w.item.row() * p.partials.heads + head0) * DIM;
-        const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
-        if (w.split == w.from)
+        if constexpr (DEPTH == ENTIRE) {
+            if (own_head < group) {
+                const size_t at = (head0 + own_head) * DIM + own;
+                Halves x(p.sums.four(at, at), p.sums.four(at + DIM / 2, at + DIM / 2));
+                angles.turn(x);
+                auto put = [&](int channel, const float (&v)[CHANNELS]) {
+                    *reinterpret_cast<uint2 *>(&queries[own_head][channel]) = make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
+                };
+                put(own, x.low);
+                put(own + DIM / 2, x.high);
+            }
+            consumers_wait();
+#pragma unroll
+            for (int j = 0; j < J; j++) {
+                const bf16 *at = &queries[g][16 * j + 2 * t];
+                auto two = [](const bf16 *at) { return *reinterpret_cast<const unsigned *>(at); };
+                query[j] = g < group ? make_uint2(two(at), two(at + 8)) : make_uint2(0, 0);
+            }
+        } else if (w.split == w.from) {
+            const float *queries = p.qkv + at_row + (size_t)w.item.row() * 2 * p.kv_heads * DIM;
 #pragma unroll
             for (int j = 0; j < J; j++) {
                 const float *at = queries + g * DIM + 16 * j + 2 * t;
                 query[j] = g < group ? make_uint2(pair(at[0], at[1]), pair(at[8], at[9])) : make_uint2(0, 0);
             }
+        }
         const Seen seen(p, w);
         source.begin(p, w);
+        // The quarter that has the row's own position.
+        const int last_quarter = w.ends() ? w.item.last % KV_SPLIT / QUARTER : -1;
+        auto wait_for_own = [&](int quarter) {
+#if __CUDA_ARCH__ >= 900
+            if (DEPTH == ENTIRE && quarter == last_quarter) barrier_wait(shared_address(&appended), turn);
+#endif
+        };
 
         // This warp's quarter of the scores.
         float score[2 * QUARTER_BLOCKS][4] = {};
         int at;
         const uint4 *keys = source.stage(warp, at);
+        wait_for_own(warp);
 #pragma unroll
         for (int j = 0; j < J; j++)
 #pragma unroll
@@ -259,12 +342,15 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         total += __shfl_xor_sync(FULL, total, 2);
         if (t == 0) exchange.sum[warp][g] = total;
         consumers_wait();
+        // What the next product asks for would stand in the way of sums and values.
+        if (DEPTH == ENTIRE) let_next_start();
 
         // This warp's channels of the weighted values.
         float add[2 * OWN][4] = {};
 #pragma unroll(DEPTH == DEEP ? WARPS : 1)
         for (int quarter = 0; quarter < WARPS; quarter++) {
             const uint4 *values = source.stage(WARPS + quarter, at);
+            wait_for_own(quarter);
 #pragma unroll
             for (int b = 0; b < QUARTER_BLOCKS; b++) {
                 const int block = quarter * QUARTER_BLOCKS + b, start = block * KV_BLOCK;
@@ -293,6 +379,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
             source.release(at, 1);
         }
         source.end();
+        if (last_quarter >= 0) turn ^= 1;
 
         total = exchange.sum[0][g];
 #pragma unroll

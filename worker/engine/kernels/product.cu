@@ -114,8 +114,8 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     static_assert(!LONG || WEIGHTS % (GROUPS * TILES) == 0);
     static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and ranks to hear of each other, and would wait behind the whole ring.
-    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : 8 / SPAN;
+    // read, and ranks to hear of each other, and would wait behind the whole ring. What sends follows no exchange.
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 4 / SPAN : 8 / SPAN;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -176,12 +176,13 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
 
     __device__ void fetch_weights() const {
         Place<WEIGHTS> place(1), oldest(0);
+        const int under_way = UNDER_WAY + (LONG && sends());
         int asked = 0;
         for (Items at(p); at.more(); at.next())
             while (at.block < at.last_block) {
                 const int blocks = span(at);
                 for (int i = 0; i < at.tiles; i++) {
-                    if (UNDER_WAY < WEIGHTS && asked < WEIGHTS && asked++ >= UNDER_WAY) {
+                    if (UNDER_WAY < WEIGHTS && asked < WEIGHTS && asked++ >= under_way) {
                         barrier_wait(weight_barrier(oldest.slot), oldest.parity);
                         oldest.advance(1);
                     }

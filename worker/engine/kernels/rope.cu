@@ -1,28 +1,8 @@
-// Rotary embedding of queries and keys, and the K/V append.
+// Rotary embedding of queries and keys, and the K/V append (rotary.cuh).
 //
 // qkv [rows, (heads + 2·kv_heads)·dim] f32 sums; queries are rotated into `queries` of the same shape (the sums' own memory, if
-// they are finished), keys and values go to the cache. Half-split:
-// x'[j] = x[j] cos - x[j + d/2] sin, x'[j + d/2] = x[j + d/2] cos + x[j] sin, angle = position · frequencies[j], all in f32.
-//
-// Cache of a layer: [block of 16 positions][kv_head][keys, values][16 · dim]. In f32 keys and values are [16, dim]. In bf16 they
-// lie as attention.cu's MMAs take them: dim/16 operands of 512 bytes each, lane (g, t) = (lane / 4, lane % 4) having, of
-// operand j, keys {g: 16j + 2t, +1, +8, +9; g + 8: the same} and values {2t, 2t + 1, 2t + 8, 2t + 9 of channel 16j + g;
-// the same of channel 16j + 8 + g}, where the numbers before a colon are positions in the block.
-#include "common.cuh"
-
-__device__ inline int key_place(bf16 *, int slot, int channel, int) {
-    const int j = channel / 16, c = channel % 16, t = c % 8 / 2;
-    return (j * 32 + slot % 8 * 4 + t) * 8 + slot / 8 * 4 + c / 8 * 2 + c % 2;
-}
-__device__ inline int value_place(bf16 *, int slot, int channel, int) {
-    const int j = channel / 16, g = channel % 8, t = slot % 8 / 2;
-    return (j * 32 + g * 4 + t) * 8 + channel % 16 / 8 * 4 + slot / 8 * 2 + slot % 2;
-}
-__device__ inline int key_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
-__device__ inline int value_place(float *, int slot, int channel, int dim) { return slot * dim + channel; }
-
-// Channels of each half that a thread has.
-constexpr int CHANNELS = 4;
+// they are finished), keys and values go to the cache. Of a step's only row the attention does this itself (attention.cu).
+#include "rotary.cuh"
 
 // grid (rows, groups of heads), block (dim / 8, heads of a group).
 template <typename Cache>
@@ -33,41 +13,28 @@ __device__ inline void rope_append(const Rows &rows, const Sums &qkv, float *que
     const int position = __ldcg(rows.positions + row), slot = position % KV_BLOCK;
     const bool real = position >= 0 && head < heads + 2 * kv_heads;
     int block = 0;
-    float sin[CHANNELS], cos[CHANNELS];
+    Angles angles;
     if (real && head >= heads)
         block = __ldcg(rows.tables + (size_t)__ldcg(rows.slots + row) * rows.table_stride + position / KV_BLOCK);
-    if (real && head < heads + kv_heads)
-#pragma unroll
-        for (int k = 0; k < CHANNELS; k++) sincosf((float)position * frequencies[j + k], sin + k, cos + k);
+    if (real && head < heads + kv_heads) angles.of(position, frequencies + j);
     // In this order: memory is for the product before, while it runs.
     wait_previous();
     let_next_start();
     if (!real) return;
     const size_t at = ((size_t)row * (heads + 2 * kv_heads) + head) * dim + j;
-    const float4 low = qkv.four(at, head * dim + j), high = qkv.four(at + half, head * dim + j + half);
-    float a[] = {low.x, low.y, low.z, low.w}, b[] = {high.x, high.y, high.z, high.w};
-    if (head < heads + kv_heads)
-#pragma unroll
-        for (int k = 0; k < CHANNELS; k++) {
-            const float turned = a[k] * cos[k] - b[k] * sin[k];
-            b[k] = b[k] * cos[k] + a[k] * sin[k];
-            a[k] = turned;
-        }
+    Halves x(qkv.four(at, head * dim + j), qkv.four(at + half, head * dim + j + half));
+    if (head < heads + kv_heads) angles.turn(x);
     qkv.drop(at);
     qkv.drop(at + half);
     if (head < heads) {
-        *reinterpret_cast<float4 *>(queries + at) = {a[0], a[1], a[2], a[3]};
-        *reinterpret_cast<float4 *>(queries + at + half) = {b[0], b[1], b[2], b[3]};
+        *reinterpret_cast<float4 *>(queries + at) = {x.low[0], x.low[1], x.low[2], x.low[3]};
+        *reinterpret_cast<float4 *>(queries + at + half) = {x.high[0], x.high[1], x.high[2], x.high[3]};
         return;
     }
     const bool values = head >= heads + kv_heads;
     const int kv_head = head - heads - (values ? kv_heads : 0);
     Cache *to = layer + (((size_t)block * kv_heads + kv_head) * 2 + values) * KV_BLOCK * dim;
-#pragma unroll
-    for (int k = 0; k < CHANNELS; k++) {
-        to[values ? value_place(to, slot, j + k, dim) : key_place(to, slot, j + k, dim)] = from_float<Cache>(a[k]);
-        to[values ? value_place(to, slot, j + k + half, dim) : key_place(to, slot, j + k + half, dim)] = from_float<Cache>(b[k]);
-    }
+    put<Cache>(x, values, slot, j, dim, [&](int place, Cache value) { to[place] = value; });
 }
 
 extern "C" __global__ void rope_append_bf16(const Rows rows, const Sums qkv, float *queries, int heads, int kv_heads,

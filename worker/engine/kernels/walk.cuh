@@ -1,6 +1,7 @@
 // The attention of a step, and how blocks walk through its work list.
 #pragma once
 #include "partials.cuh"
+#include "rotary.cuh"
 
 constexpr int MAX_GROUP = 8;
 constexpr int MAX_KV_HEADS = 64;
@@ -18,8 +19,8 @@ struct alignas(16) Item {
 
 struct Attention {
     Rows rows;
-    const float *qkv;
-    const void *layer;
+    const float *qkv; // whose queries have been rotated, keys and values appended
+    void *layer;
     void *out;
     Partials partials;
     int *arrived; // [rows, kv_heads], zero before and after
@@ -30,8 +31,11 @@ struct Attention {
     float scale; // of scores, with log2(e)
     short first_head[MAX_KV_HEADS + 1];
     Ahead ahead;
+    // Of a step's only row: qkv, and the frequencies by which it is yet to be rotated.
+    Sums sums;
+    const float *frequencies;
 };
-static_assert(sizeof(Attention) == 288);
+static_assert(sizeof(Attention) == 328);
 
 __device__ inline int first_seen(int last, int window) { return window ? max(0, last + 1 - window) : 0; }
 
@@ -59,6 +63,8 @@ struct Walk {
     }
     __device__ bool whole() const { return item.split() == WHOLE_ROW; }
     __device__ bool more() const { return index < total; }
+    // Whether the split has the row's own position.
+    __device__ bool ends() const { return split == item.last / KV_SPLIT; }
     __device__ void next(const Attention &p) {
         if (++split <= to) return;
         index += gridDim.x;

@@ -234,13 +234,19 @@ impl<O: TransformerOps> Backbone<O> {
         for (index, layer) in self.layers.iter().enumerate() {
             let multimodal_only = layer.multimodal_only;
             if !self.query_heads.is_empty() {
-                let heads = self.query_heads.len();
                 layer.qkv.forward(ops, &s.stream.x, n, &mut s.qkv)?;
-                ops.rope_append(&mut s.qkv, heads, rows, config.rope_theta, index, kv)?;
-                let window = config.sliding_window;
-                let map = &self.kv_head_of;
-                let ahead = layer.gate_up.weight();
-                ops.attention(&s.qkv, rows, map, window, index, kv, ahead, &mut s.attended)?;
+                let (theta, window) = (config.rope_theta, config.sliding_window);
+                ops.append_and_attend(
+                    &mut s.qkv,
+                    rows,
+                    &self.kv_head_of,
+                    theta,
+                    window,
+                    index,
+                    kv,
+                    layer.gate_up.weight(),
+                    &mut s.attended,
+                )?;
             }
             let norm = Some(&layer.post_norm);
             let to = s.stream.residual(rows, multimodal_only, norm);

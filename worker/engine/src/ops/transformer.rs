@@ -304,6 +304,27 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
+    /// [`TransformerOps::rope_append`], then [`TransformerOps::attention`]; what `qkv` holds is of no use then.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an attention call has that many inputs"
+    )]
+    fn append_and_attend(
+        &self,
+        qkv: &mut Self::Buffer,
+        rows: &Self::Rows,
+        kv_head_of: &[usize],
+        theta: f64,
+        window: Option<usize>,
+        layer: usize,
+        kv: &mut Self::Kv,
+        ahead: Option<&Self::Matrix>,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.rope_append(qkv, kv_head_of.len(), rows, theta, layer, kv)?;
+        self.attention(qkv, rows, kv_head_of, window, layer, kv, ahead, out)
+    }
+
     /// `out[r, i] = silu(gate_up[r, i]) · gate_up[r, width + i]`.
     fn silu_mul(
         &self,

@@ -103,8 +103,9 @@ fn run<O: TransformerOps>(
         ops.begin(&plan, &mut rows).unwrap();
         ops.write(&values, &mut qkv).unwrap();
         ops.run(&mut rows, false, &mut |rows| {
-            ops.rope_append(&mut qkv, kv_head_of.len(), rows, 1e4, 1, &mut kv)?;
-            ops.attention(&qkv, rows, kv_head_of, window, 1, &kv, None, &mut out)?;
+            ops.append_and_attend(
+                &mut qkv, rows, kv_head_of, 1e4, window, 1, &mut kv, None, &mut out,
+            )?;
             ops.linear_chunked(&out, rows.len(), &weight, &chunks, &mut product)
         })
         .unwrap();
@@ -250,8 +251,7 @@ fn what_another_sequence_left_behind_is_not_read() {
             cuda.begin(&plan, &mut rows).unwrap();
             cuda.write(&values, &mut qkv).unwrap();
             cuda.run(&mut rows, false, &mut |rows| {
-                cuda.rope_append(&mut qkv, 1, rows, 1e4, 0, &mut kv)?;
-                cuda.attention(&qkv, rows, &[0], None, 0, &kv, None, &mut out)
+                cuda.append_and_attend(&mut qkv, rows, &[0], 1e4, None, 0, &mut kv, None, &mut out)
             })
             .unwrap();
             cuda.drawn(&mut rows).unwrap();

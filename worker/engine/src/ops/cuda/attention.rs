@@ -2,7 +2,7 @@
 //! the parts of.
 
 use super::{
-    Buffer, Cuda, Element, Kv, Matrix, Rows,
+    Buffer, Cuda, Element, Kv, Matrix, Rows, Sums,
     ahead::{Ahead, Pieces},
     kernels::Argument,
     kv::HEAD_DIMS,
@@ -49,6 +49,7 @@ const SHALLOW: Tiling = Tiling {
     blocks: 3,
     leaves_partials: false,
 };
+/// That of a step's only row, for whose splits, unless it is very long, there are multiprocessors enough.
 const ENTIRE: Tiling = Tiling {
     name: "attention_one",
     stages: 8,
@@ -57,11 +58,10 @@ const ENTIRE: Tiling = Tiling {
 };
 
 impl Tiling {
-    /// The tiling for `rows` rows: that of one row's splits, unless it is very long, there are multiprocessors enough for.
+    /// The tiling for `rows` rows.
     fn of(rows: usize) -> Self {
         match rows {
-            0..=1 => ENTIRE,
-            2..=FEW_ROWS => SHALLOW,
+            0..=FEW_ROWS => SHALLOW,
             _ => DEEP,
         }
     }
@@ -95,10 +95,12 @@ struct Attention {
     scale: f32,
     first_head: [i16; MAX_KV_HEADS + 1],
     ahead: Ahead,
+    sums: Sums,
+    frequencies: u64,
 }
 
 // As the kernels assert it.
-const _: () = assert!(size_of::<Attention>() == 288);
+const _: () = assert!(size_of::<Attention>() == 328);
 
 #[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
 mod layouts {
@@ -106,6 +108,14 @@ mod layouts {
     unsafe impl super::Argument for super::Attention {}
     // SAFETY: as above.
     unsafe impl super::Argument for super::Partials {}
+}
+
+/// Queries, keys and values of a step's rows.
+pub(super) enum Queries<'a> {
+    /// Queries have been rotated, keys and values appended to the cache.
+    Rotated(&'a Buffer),
+    /// Neither, by frequencies of this base, of the step's only row.
+    OfOneRow(&'a mut Buffer, f64),
 }
 
 /// What splits of attention leave to whoever folds them: `struct Partials` of `kernels/partials.cuh`.
@@ -152,14 +162,14 @@ fn first_heads(kv_head_of: &[usize], kv_heads: usize) -> Result<[i16; MAX_KV_HEA
 }
 
 impl Cuda {
-    /// Attention of each row's queries over the cache.
+    /// Attention of each row's queries over the cache, to which those of one row are appended first.
     #[expect(
         clippy::too_many_arguments,
         reason = "an attention call has that many inputs"
     )]
     pub(super) fn attend(
         &self,
-        qkv: &Buffer,
+        queries: Queries<'_>,
         rows: &Rows,
         kv_head_of: &[usize],
         window: Option<usize>,
@@ -173,7 +183,12 @@ impl Cuda {
             kv_heads, head_dim, ..
         } = kv.layout;
         let width = (heads + 2 * kv_heads) * head_dim;
+        let qkv = match &queries {
+            Queries::Rotated(qkv) => qkv,
+            Queries::OfOneRow(qkv, _) => &**qkv,
+        };
         want(op, "qkv", qkv, Element::F32, rows.len() * width)?;
+        qkv.check(op)?;
         want(op, "out", out, kv.element, rows.len() * heads * head_dim)?;
         kv.check(op, layer, rows)?;
         out.hold_values();
@@ -186,7 +201,15 @@ impl Cuda {
         }
         // Where there are bulk copies, one more warp fetches.
         let bulk = self.hopper && kv.element == Element::Bf16;
-        let tiling = if bulk { Tiling::of(rows.len()) } else { DEEP };
+        let place = qkv.memory.address();
+        let (tiling, sums, frequencies) = match queries {
+            Queries::OfOneRow(qkv, theta) => {
+                let sums = qkv.spend(head_dim);
+                (ENTIRE, sums, self.frequencies(theta, head_dim)?)
+            }
+            Queries::Rotated(_) if bulk => (Tiling::of(rows.len()), Sums::NONE, 0),
+            Queries::Rotated(_) => (DEEP, Sums::NONE, 0),
+        };
         let blocks = self.multiprocessors * tiling.blocks;
         let ahead = ahead.filter(|_| bulk);
         let layout = rows.layout();
@@ -211,7 +234,7 @@ impl Cuda {
         });
         let attention = Attention {
             rows: rows.argument(),
-            qkv: qkv.memory.address(),
+            qkv: place,
             layer: kv.layer(layer),
             out: out.memory.address(),
             partials,
@@ -223,6 +246,8 @@ impl Cuda {
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             first_head: first_heads(kv_head_of, kv_heads)?,
             ahead: pieces.attention,
+            sums,
+            frequencies,
         };
         let (threads, ring) = match bulk {
             true => (THREADS + 32, tiling.shared(head_dim)),

@@ -124,7 +124,7 @@ impl Kv {
 
 impl Cuda {
     /// `theta^(-2j/d)` for `j` in `0..d/2` on the device, each step rounded to `f32`.
-    fn frequencies(&self, theta: f64, dim: usize) -> Result<u64> {
+    pub(super) fn frequencies(&self, theta: f64, dim: usize) -> Result<u64> {
         let mut known = lock(&self.frequencies);
         let key = (theta.to_bits(), dim);
         if let Some((.., memory)) = known.iter().find(|(t, d, _)| (*t, *d) == key) {

@@ -63,7 +63,7 @@ pub enum Precision {
 }
 
 /// Changes whenever a kernel's results may.
-const KERNELS_VERSION: u32 = 3;
+const KERNELS_VERSION: u32 = 4;
 
 /// One GPU.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::{ops::Range, sync::atomic::Ordering};
 
 use super::{
     Buffer, Cuda, Element, Kv, Matrix, RowScales, Rows, Table, Vector,
+    attention::Queries,
     kernels::Argument,
     mismatch,
     nccl::NcclCollective,
@@ -184,7 +185,28 @@ impl TransformerOps for Cuda {
         ahead: Option<&Matrix>,
         out: &mut Buffer,
     ) -> Result<()> {
-        self.attend(qkv, rows, kv_head_of, window, layer, kv, ahead, out)
+        let queries = Queries::Rotated(qkv);
+        self.attend(queries, rows, kv_head_of, window, layer, kv, ahead, out)
+    }
+
+    fn append_and_attend(
+        &self,
+        qkv: &mut Buffer,
+        rows: &Rows,
+        kv_head_of: &[usize],
+        theta: f64,
+        window: Option<usize>,
+        layer: usize,
+        kv: &mut Kv,
+        ahead: Option<&Matrix>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        if rows.len() != 1 || !self.tiled() {
+            self.rope_append(qkv, kv_head_of.len(), rows, theta, layer, kv)?;
+            return self.attention(qkv, rows, kv_head_of, window, layer, kv, ahead, out);
+        }
+        let queries = Queries::OfOneRow(qkv, theta);
+        self.attend(queries, rows, kv_head_of, window, layer, kv, ahead, out)
     }
 
     fn silu_mul(

@@ -1,7 +1,7 @@
 // Attention of the rows of a step over the paged cache.
 //
 // qkv [rows, (heads + 2·kv_heads)·dim] f32, of which the rotated queries are read; out [rows, heads·dim] bf16 or f32; cache as
-// rope.cu writes it. Row r sees positions
+// rotary.cuh has it. Row r sees positions
 // `first..=positions[r]` of its own sequence, `first` being 0 or window - 1 before it.
 //
 // One definition: positions are splits of 256 from position 0. In bf16 a split has one maximum; its weights, rounded to bf16, are
@@ -12,7 +12,7 @@
 // step's only row they are left to whoever reads it (partials.cuh), and nothing goes to `out`. All query heads of a K/V head (at most
 // 8) are the rows of an item's MMAs, so each key and value is read once.
 //
-// Of a step's only row, this rotates queries and the key, and appends key and value too (rotary.cuh): a kernel less between the products.
+// Of a step's only row, this also rotates queries and key, sums that are yet to be added up, and appends key and value.
 #include "walk.cuh"
 
 constexpr int WARPS = 4;
@@ -38,6 +38,8 @@ template <int DEPTH> constexpr int FOLDED_AT_ONCE = DEPTH == DEEP ? 6 : MANY_AT_
 // A stage is the keys, or the values, of four blocks.
 template <int DIM> constexpr int PIECE = KV_BLOCK * DIM * 2;
 template <int DIM> constexpr int STAGE = QUARTER_BLOCKS * PIECE<DIM>;
+// Threads that rotate a head.
+template <int DIM> constexpr int HEAD_THREADS = DIM / 2 / CHANNELS;
 
 // What the warps tell each other about a split: each quarter's maxima and sums, and the weights as MMA operands.
 struct Exchange {
@@ -67,26 +69,19 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
         const unsigned all = __ballot_sync(FULL, mine);
         // What this step writes is there once the kernel before has ended; what earlier ones wrote, before that.
         const unsigned fresh = __ballot_sync(FULL, mine && w.split * KV_SPLIT + (lane + 1) * KV_BLOCK > w.item.fresh);
-        // Stage k, once it is free, and of its blocks those in `which`.
-        auto claim = [&](int k) {
+#pragma unroll(DEPTH == DEEP ? 2 * WARPS : 1)
+        for (int k = 0; k < 2 * WARPS; k++) {
+            if (!waited && fresh & quarter(k)) wait();
             barrier_wait(bars + 16 * slot + 8, parity);
             if (lane == 0) barrier_expect(bars + 16 * slot, __popc(all & quarter(k)) * PIECE<DIM>);
             __syncwarp();
-        };
-        auto copy = [&](int k, unsigned which) {
-            if (which & quarter(k) & 1u << lane)
+            if (all & quarter(k) & 1u << lane)
                 copy_bulk(ring + slot * STAGE<DIM> + lane % QUARTER_BLOCKS * PIECE<DIM>, from + k / WARPS * PIECE<DIM>, PIECE<DIM>,
                           bars + 16 * slot);
             if (++slot == DEPTH) {
                 slot = 0;
                 parity ^= 1;
             }
-        };
-#pragma unroll(DEPTH == DEEP ? 2 * WARPS : 1)
-        for (int k = 0; k < 2 * WARPS; k++) {
-            if (!waited && fresh & quarter(k)) wait();
-            claim(k);
-            copy(k, all);
         }
         if (!started) let_next_start();
         started = true;
@@ -95,17 +90,16 @@ template <int DIM, int DEPTH> __device__ inline void fetch(const Attention &p, u
     if (!waited) wait_previous();
     if (lane == 0) p.ahead.fetch();
 }
-#endif
 
-#if __CUDA_ARCH__ >= 900
 // The same of a step's only row, whose block has a stage for each quarter of a split: all is under way before the kernel before has
 // ended. The row's own key and value go to the cache, and to the ring once what was there in their place has come.
 template <int DIM> __device__ inline void fetch_row(const Attention &p, uint4 *ring, unsigned bars, unsigned appended) {
-    constexpr int THREADS = DIM / 2 / CHANNELS; // of a key or a value
+    constexpr int THREADS = HEAD_THREADS<DIM>;
     const int lane = threadIdx.x % 32, j = lane % THREADS * CHANNELS, stages = shared_address(ring);
     const bool values = lane >= THREADS;
     int parity = 0;
     Angles angles;
+    copies_see_writes();
     for (Walk w(p); w.more(); w.next(p)) {
         const Seen seen(p, w);
         const bool mine = lane < SPLIT_BLOCKS && seen.block(lane);
@@ -134,8 +128,8 @@ template <int DIM> __device__ inline void fetch_row(const Attention &p, uint4 *r
             bf16 *here = reinterpret_cast<bf16 *>(ring) + (stage * STAGE<DIM> + block % QUARTER_BLOCKS * PIECE<DIM>) / 2;
             barrier_wait(bars + 16 * stage, parity);
             put<bf16>(x, values, slot, j, DIM, [&](int place, bf16 value) { here[place] = value; });
-            // Before copies of a later split come here.
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            // Before a later split comes here.
+            async_sees_shared();
             barrier_arrive(appended);
             put<bf16>(x, values, slot, j, DIM, [&](int place, bf16 value) { to[place] = value; });
         }
@@ -218,8 +212,8 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
     constexpr int J = DIM / 16, OWN = J / WARPS > 0 ? J / WARPS : 1;
     __shared__ Exchange exchange;
     // Of a step's only row: its rotated queries, and whether its key and value are in the ring.
-    constexpr int THREADS = DIM / 2 / CHANNELS;
-    __shared__ bf16 queries[DEPTH == ENTIRE ? MAX_GROUP : 1][DIM + 8];
+    constexpr int THREADS = HEAD_THREADS<DIM>;
+    __shared__ alignas(8) bf16 queries[DEPTH == ENTIRE ? MAX_GROUP : 1][DIM + 8];
     [[maybe_unused]] __shared__ uint64_t appended;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     Source<DIM, DEPTH> source;
@@ -264,11 +258,11 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
                 const size_t at = (head0 + own_head) * DIM + own;
                 Halves x(p.sums.four(at, at), p.sums.four(at + DIM / 2, at + DIM / 2));
                 angles.turn(x);
-                auto put = [&](int channel, const float (&v)[CHANNELS]) {
+                auto keep = [&](int channel, const float (&v)[CHANNELS]) {
                     *reinterpret_cast<uint2 *>(&queries[own_head][channel]) = make_uint2(pair(v[0], v[1]), pair(v[2], v[3]));
                 };
-                put(own, x.low);
-                put(own + DIM / 2, x.high);
+                keep(own, x.low);
+                keep(own + DIM / 2, x.high);
             }
             consumers_wait();
 #pragma unroll

@@ -205,6 +205,8 @@ __device__ inline void barrier_wait(unsigned barrier, int parity) {
 }
 // What earlier kernels wrote is there for copies that follow.
 __device__ inline void copies_see_writes() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+// What threads wrote to shared memory is there for tensor cores, and before copies that follow.
+__device__ inline void async_sees_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The bytes are read once: they should not push out what is read again.
 __device__ inline void copy_bulk(unsigned shared, const void *global, int bytes, unsigned barrier) {
     asm volatile("{.reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0;"

@@ -1,12 +1,12 @@
 // The exchange of ranks whose GPUs reach each other's memory: each writes its values to all, and reads those of all where it
 // receives them itself.
 //
-// Who has read a place empties it. It is used again after another exchange; whoever begins that one has emptied what the one before
-// filled, and nobody fills a place before its reader has begun the exchange after.
+// Who has read a place empties it. It is used again after another exchange; whoever begins that one, with a product that sends or else
+// here, has emptied what the one before filled, and nobody fills a place before its reader has begun the exchange after.
 //
 // Of few rows, what is exchanged are the planes of products (product.cu), in place of a rank's sum of them, which is the same tree. A
 // product may have sent them itself. This looks for them before it has ended, since all that it has sent would have to be acknowledged
-// first; such a product lets this start only once the exchange before has ended.
+// first. Such a product lets this start only once all before it has ended, and neither reads nor writes anything that this does.
 #include "peer.cuh"
 #include "residual.cuh"
 

@@ -63,8 +63,6 @@ __device__ inline void copy_tensor(unsigned shared, const TensorMap *map, int co
                  : "memory");
 }
 
-// What threads wrote is there for the tensor cores.
-__device__ inline void products_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void write_shared(unsigned at, unsigned low, unsigned high) {
     asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(at), "r"(low), "r"(high) : "memory");
 }
@@ -114,7 +112,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     static_assert(!LONG || WEIGHTS % (GROUPS * TILES) == 0);
     static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and ranks to hear of each other, and would wait behind the whole ring. What sends follows no exchange.
+    // read, and ranks to hear of each other, and would wait behind the whole ring. Attention has most to read.
     static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 4 / SPAN : 8 / SPAN;
 
     const Product &p;
@@ -176,6 +174,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
 
     __device__ void fetch_weights() const {
         Place<WEIGHTS> place(1), oldest(0);
+        // What sends follows no exchange.
         const int under_way = UNDER_WAY + (LONG && sends());
         int asked = 0;
         for (Items at(p); at.more(); at.next())
@@ -245,7 +244,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
             if (column < x.heads * x.dim) v = x.fold<MANY_AT_ONCE>(0, splits, column / x.dim, column % x.dim);
             write_shared(inputs + i / QUADS * BLOCK_BYTES + i % QUADS * 8, pair(v.x, v.y), pair(v.z, v.w));
         }
-        products_see_shared();
+        async_sees_shared();
         computers_wait();
     }
 

@@ -131,7 +131,7 @@ __device__ inline void find(Block &shared, int k) {
     shared.rest = k - above;
 }
 
-// The key of the k-th largest score; there are more than k.
+// The key of the k-th largest score; there are at least k.
 template <typename Score> __device__ inline unsigned kth_key(int vocab, int k, Score score, Block &shared) {
     unsigned prefix = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -163,10 +163,10 @@ __device__ __noinline__ unsigned kth_key_of_some(int count, int k, Block &shared
     return kth_key(count, k, [&](int i) { return shared.some[i]; }, shared);
 }
 
-// The same of many scores, of which each thread knows its largest, for a k of at most THREADS: at least k scores are no less than the
-// k-th of those, and hardly more are.
+// The same of many scores, of which each thread knows its largest. At least k scores are no less than the k-th of those; of a k that is
+// small beside THREADS, hardly more are.
 template <typename Score> __device__ inline unsigned kth_key_of_many(int vocab, int k, float own, Score score, Block &shared) {
-    if (vocab > THREADS && k <= THREADS) {
+    if (vocab > THREADS && k <= THREADS / 2) {
         shared.some[threadIdx.x] = own;
         if (threadIdx.x == 0) shared.count = 0;
         const unsigned bound = kth_key_of_some(THREADS, k, shared);

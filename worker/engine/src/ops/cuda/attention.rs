@@ -203,6 +203,10 @@ impl Cuda {
         let bulk = self.hopper && kv.element == Element::Bf16;
         let place = qkv.memory.address();
         let (tiling, sums, frequencies) = match queries {
+            Queries::OfOneRow(..) if rows.len() != 1 || !bulk => {
+                let reason = format!("{} rows to be rotated", rows.len());
+                return Err(mismatch(op, reason));
+            }
             Queries::OfOneRow(qkv, theta) => {
                 let sums = qkv.spend(head_dim);
                 (ENTIRE, sums, self.frequencies(theta, head_dim)?)

@@ -232,8 +232,8 @@ impl Cuda {
         self.hopper && self.precision == Precision::Bf16
     }
 
-    /// Launches a kernel; `waits` says that it calls `wait_previous` before it reads what kernels before it wrote, so that it may be
-    /// set up early.
+    /// Launches a kernel; `waits` says that it calls `wait_previous` before it reads what kernels before it wrote (or knows otherwise
+    /// that this is there), so that it may be set up early.
     fn launch(
         &self,
         name: &str,

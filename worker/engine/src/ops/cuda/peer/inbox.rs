@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The word of a place that nobody has written to: `EMPTY` of `kernels/exchange.cu`.
+/// The word of a place that nobody has written to: `EMPTY` of `kernels/peer.cuh`.
 const EMPTY: u32 = (-0.0f32).to_bits();
 
 /// All inboxes of this process.

@@ -184,26 +184,26 @@ impl PeerCollective {
         cuda.launch(&name, grid, block, 0, true, &[exchange, segments])
     }
 
-    /// What a rank sends: planes that lie `len` values apart, if nothing else is to be added.
-    fn sent(cuda: &Cuda, mine: &Buffer, len: usize) -> Result<Sums> {
+    /// What a rank gives: planes that lie `len` values apart, if nothing else is to be added.
+    fn given(cuda: &Cuda, mine: &Buffer, len: usize) -> Result<Sums> {
         mine.check("exchange")?;
-        if Self::sends_planes(mine, len) {
+        if Self::are_planes(mine, len) {
             return Ok(mine.sums());
         }
         cuda.settle(mine)?;
         Ok(Sums::of(mine.memory.address()))
     }
 
-    fn sends_planes(mine: &Buffer, len: usize) -> bool {
+    fn are_planes(mine: &Buffer, len: usize) -> bool {
         let even = |pending: Pending| pending.count == 1 || pending.rows * pending.width == len;
         mine.pending
             .is_none_or(|pending| pending.bias == 0 && even(pending))
     }
 
-    /// `part` of the values that a rank sends, from `first` on; if that is not all, they have been added up.
+    /// `part` of the values that a rank gives, from `first` on; if that is not all, they have been added up.
     fn piece(cuda: &Cuda, mine: &Buffer, len: usize, first: usize, part: usize) -> Result<Sums> {
         match part == len {
-            true => Self::sent(cuda, mine, len),
+            true => Self::given(cuda, mine, len),
             false => Ok(Sums::of(mine.memory.address() + 4 * first as u64)),
         }
     }
@@ -268,9 +268,9 @@ impl Collective<Cuda> for PeerCollective {
             && let Some(segments) = cuda.segments(&mut to)?
         {
             mine.check("sum")?;
-            let sent = match Self::sends_planes(mine, len) {
+            let sent = match Self::are_planes(mine, len) {
                 true => mine.spend(to.width),
-                false => Self::sent(cuda, mine, len)?,
+                false => Self::given(cuda, mine, len)?,
             };
             let room = self.rooms.of_sum();
             let exchange = Exchange {
@@ -300,6 +300,8 @@ impl Collective<Cuda> for PeerCollective {
             && let Some(segments) = cuda.segments(&mut to)?
         {
             weight.check_chunks(chunks)?;
+            // For steps of more rows. Reserved at once, since other ranks may wait later.
+            made.room(cuda, planes * made.len * 4)?;
             let room = self.rooms.of_sum();
             cuda.send_product(x, rows, weight, self.receivers(planes, len, room))?;
             let exchange = Exchange {

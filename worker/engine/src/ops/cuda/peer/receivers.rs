@@ -28,6 +28,11 @@ impl Receivers {
         count: 0,
     };
 
+    /// Whether there are any.
+    pub(in crate::ops::cuda) fn any(&self) -> bool {
+        self.count > 0
+    }
+
     /// Those at `addresses`, one a rank.
     pub(super) fn new(addresses: impl Iterator<Item = u64>) -> Self {
         let mut receivers = Self::NONE;

@@ -175,6 +175,11 @@ impl Kernel {
         }
     }
 
+    /// Whether it may send planes, a chunk each.
+    pub(super) fn sends(self) -> bool {
+        self.rows <= FEW_ROWS && self.variant == Planes(1)
+    }
+
     /// Pieces of a tile that blocks may share.
     pub(super) const fn pieces(self) -> usize {
         match self.variant {
@@ -257,6 +262,8 @@ mod tests {
     fn chunks_share_a_plane_where_that_takes_no_longer() {
         assert_eq!(fold(56, 8, 64, 132), 2);
         assert_eq!(fold(56, 4, 64, 132), 1);
+        // What ranks of a group have may be sent.
+        assert_eq!([1, 2, 4].map(|count| fold(56, count, 8, 132)), [1; 3]);
         assert_eq!(fold(56, 8, 256, 132), 4);
         assert_eq!(fold(56, 4, 256, 132), 2);
         assert_eq!(fold(56, 2, 256, 132), 1);

@@ -150,6 +150,9 @@ impl Cuda {
         let scales = x.row_scales("linear", rows, w.cols())?;
         let scaled = scales != RowScales::NONE;
         let kernel = Kernel::for_product(w, rows, scaled, self.multiprocessors)?;
+        if receivers.any() && !kernel.sends() {
+            return Err(mismatch("linear", format!("{} cannot send", kernel.name)));
+        }
         let planes = count / kernel.fold();
         let tiles = w.outs().div_ceil(TILE);
         let parts = Parts::new(tiles, count, self.multiprocessors);

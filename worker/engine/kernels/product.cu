@@ -112,8 +112,10 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     static_assert(!LONG || WEIGHTS % (GROUPS * TILES) == 0);
     static constexpr int WEIGHT_BYTES = SPAN * TILE_BYTES, INPUT_BYTES = SPAN * BLOCK_BYTES;
     // Slots for weights that are under way at once, until all have been for the first time: kernels before this one still have to
-    // read, and ranks to hear of each other, and would wait behind the whole ring. Attention has most to read.
-    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : OF_PARTIALS ? 4 / SPAN : 8 / SPAN;
+    // read, and ranks to hear of each other, and would wait behind the whole ring. What sends follows no exchange, but may follow
+    // attention, which still reads then.
+    static constexpr int UNDER_WAY = !FEW ? WEIGHTS : LONG ? 2 : OUTPUT == GATED ? 6 / SPAN : 8 / SPAN;
+    static constexpr int UNDER_WAY_SENDING = LONG ? 3 : OF_PARTIALS ? UNDER_WAY / 2 : UNDER_WAY;
 
     const Product &p;
     unsigned weights, inputs, barriers; // in shared memory
@@ -174,8 +176,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
 
     __device__ void fetch_weights() const {
         Place<WEIGHTS> place(1), oldest(0);
-        // What sends follows no exchange.
-        const int under_way = UNDER_WAY + (LONG && sends());
+        const int under_way = sends() ? UNDER_WAY_SENDING : UNDER_WAY;
         int asked = 0;
         for (Items at(p); at.more(); at.next())
             while (at.block < at.last_block) {

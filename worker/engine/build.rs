@@ -8,8 +8,9 @@ use std::{
 };
 
 /// Files of `kernels/`.
-const KERNELS: [&str; 11] = [
+const KERNELS: [&str; 12] = [
     "attention",
+    "embed",
     "exchange",
     "gather",
     "linear",

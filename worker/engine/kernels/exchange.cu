@@ -57,12 +57,20 @@ template <int COUNT, typename T> __device__ inline void take(const Exchange &p, 
     for (int plane = 0; has_one && plane < COUNT; plane++) empty(from + plane * apart);
 }
 
-// out[i] = the sum over ranks as a balanced binary tree, or, GATHERED, out[rank · stride + i] = the value of a rank.
+// Where values of ranks go that are put side by side: a rank has `each` columns of [rows, total], but the last ones, which have what is
+// left.
+struct Columns {
+    int rows, each, total;
+};
+
+// out = the sum over ranks as a balanced binary tree, or, GATHERED, their values side by side.
 // grid-stride over len / (values in a T), block 256.
-template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(const Exchange &p, float *out, size_t stride) {
+template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(const Exchange &p, float *out, const Columns &columns) {
     let_next_start();
     wait_previous();
-    const size_t count = p.len / (sizeof(T) / sizeof(float)), first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
+    constexpr int VALUES = sizeof(T) / sizeof(float);
+    const size_t count = p.len / VALUES, first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
+    const int each = columns.each / VALUES, total = columns.total / VALUES;
     for (size_t i = first; i < count; i += step) give<T>(p, i);
     bool over = false;
     for (size_t i = first; i - threadIdx.x % 32 < count; i += step) {
@@ -72,7 +80,12 @@ template <int COUNT, typename T, bool GATHERED> __device__ inline void exchange(
         if (!has_one) continue;
         if (!GATHERED) reinterpret_cast<T *>(out)[i] = tree_of<COUNT>(values, 1);
 #pragma unroll
-        for (int rank = 0; GATHERED && rank < COUNT; rank++) reinterpret_cast<T *>(out + rank * stride)[i] = values[rank];
+        for (int rank = 0; GATHERED && rank < COUNT; rank++) {
+            const int width = min(each, total - rank * each);
+            if (width <= 0) break;
+            const int row = (int)i / width, column = (int)i % width;
+            if (row < columns.rows) reinterpret_cast<T *>(out)[(size_t)row * total + rank * each + column] = values[rank];
+        }
     }
 }
 
@@ -101,20 +114,20 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
 
 #define EXCHANGE(COUNT)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_sum_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, size_t stride) {                          \
-        exchange<COUNT, float, false>(p, out, stride);                                                                       \
+        exchange_sum_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                          \
+        exchange<COUNT, float, false>(p, out, columns);                                                                       \
     }                                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_sum_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, size_t stride) {                        \
-        exchange<COUNT, float4, false>(p, out, stride);                                                                      \
+        exchange_sum_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                        \
+        exchange<COUNT, float4, false>(p, out, columns);                                                                      \
     }                                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_gather_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, size_t stride) {                       \
-        exchange<COUNT, float, true>(p, out, stride);                                                                        \
+        exchange_gather_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                       \
+        exchange<COUNT, float, true>(p, out, columns);                                                                        \
     }                                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_gather_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, size_t stride) {                     \
-        exchange<COUNT, float4, true>(p, out, stride);                                                                       \
+        exchange_gather_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                     \
+        exchange<COUNT, float4, true>(p, out, columns);                                                                       \
     }                                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
         exchange_segments_##COUNT(const __grid_constant__ Exchange p, const __grid_constant__ Residual r) {                  \

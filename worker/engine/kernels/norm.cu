@@ -82,15 +82,17 @@ template <typename Out>
 __device__ inline void final_norm(const Rows &rows, const int *picked, const float *h, const float *text,
                                   const float *image, float eps, int width, Out *out) {
     let_next_start();
+    const int row = __ldcg(picked + blockIdx.x);
+    const float *weight = row >= 0 && rows.multimodal(row) ? image : text;
+    // A line each.
+    for (int i = 32 * threadIdx.x; i < width; i += 32 * THREADS) asm volatile("prefetch.global.L2 [%0];" ::"l"(weight + i));
     wait_previous();
-    const int row = picked[blockIdx.x];
     out += (size_t)blockIdx.x * width;
     if (row < 0) {
         for (int i = threadIdx.x; i < width; i += THREADS) out[i] = from_float<Out>(0.f);
         return;
     }
     h += (size_t)row * width;
-    const float *weight = rows.multimodal(row) ? image : text;
     auto value = [&](int i) { return h[i]; };
     auto put = [&](int i, float v, float scale) { out[i] = from_float<Out>(v * scale * weight[i]); };
     normalise(width, eps, value, put);

@@ -34,13 +34,17 @@ struct Residual {
     };
     // Not from L1, where what is older than the end of the kernel before may be.
     __device__ Part read(int unit) const {
-        const int row = this->row(unit), column = this->column(unit);
-        Part part = {};
-        if (column < width) {
+        Part part = weight_of(unit);
+        if (column(unit) < width) {
             part.h = __ldcg(reinterpret_cast<const float4 *>(h + at(unit)));
-            if (out) part.weight = *reinterpret_cast<const float4 *>(weight + column);
-            part.adds = !image_only || rows.multimodal(row);
+            part.adds = !image_only || rows.multimodal(row(unit));
         }
+        return part;
+    }
+    // The same of a unit of which nothing is there yet.
+    __device__ Part weight_of(int unit) const {
+        Part part = {};
+        if (out && column(unit) < width) part.weight = *reinterpret_cast<const float4 *>(weight + column(unit));
         return part;
     }
     // By a warp: h += delta(at, column) where `added`, then out and squares.

@@ -3,9 +3,8 @@
 // logits [picked rows, vocab] f32. A block is a draw. Settings apply in this order: guidance, temperature, top-k, top-p, min-p,
 // with the tie rules of the engine's `sampling` (which names the same steps); the choice differs from its only where two values
 // differ by less than the rounding of their last places. Sums have one order: thread i takes entries i, i + 1024, …
-#include "common.cuh"
+#include "largest.cuh"
 
-constexpr int THREADS = 1024, WARPS = THREADS / 32;
 constexpr int MAX_SUPPRESSED = 16;
 
 // As the plan holds it: sixteen words.
@@ -33,6 +32,18 @@ struct Sampling {
     int staged; // whether the scores fit into the dynamic shared memory
 };
 
+// From the plan, which is there before `wait_previous`, but not from L1.
+__device__ inline Draw draw_of(const Sampling &p, int number) {
+    static_assert(sizeof(Draw) == 64);
+    union {
+        int2 words[8];
+        Draw draw;
+    } d;
+#pragma unroll
+    for (int i = 0; i < 8; i++) d.words[i] = __ldcg(reinterpret_cast<const int2 *>(p.draws + number) + i);
+    return d.draw;
+}
+
 // Philox4x32-10's first word.
 __device__ inline unsigned philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned k0, unsigned k1) {
 #pragma unroll
@@ -56,13 +67,6 @@ __device__ inline float gumbel(const Draw &d, unsigned i) {
     return -logf(-logf(uniform));
 }
 
-// Order-preserving bits of a float that is not NaN.
-__device__ inline unsigned key_of(float v) {
-    const unsigned bits = __float_as_uint(v);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float of_key(unsigned key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-
 struct Max {
     template <typename T> __device__ T operator()(T a, T b) const { return a > b ? a : b; }
 };
@@ -79,14 +83,10 @@ __device__ inline Summary shuffled(const Summary &v, int distance) {
 struct Block {
     double sums[WARPS];
     float floats[WARPS];
-    unsigned long long keys[WARPS];
+    Entry entries[WARPS];
     int ints[WARPS];
     Summary summaries[WARPS];
-    int histogram[256];
-    int found, rest;
-    // Some scores, and how many they are.
-    float some[THREADS];
-    int count;
+    Largest largest;
 };
 
 // Apart, since code that runs once a step is fetched as it runs.
@@ -111,76 +111,60 @@ template <typename Score> __device__ inline float largest(int vocab, Score score
     return block_reduce<WARPS>(top, shared.floats, Max());
 }
 
-// The bin of the k-th entry from the top, and how many from the top of the bin it is. One warp, eight bins a lane.
-__device__ inline void find(Block &shared, int k) {
-    constexpr int BINS = 8;
-    const int lane = threadIdx.x, top = 255 - BINS * lane;
-    int own = 0;
-#pragma unroll
-    for (int j = 0; j < BINS; j++) own += shared.histogram[top - j];
-    int upto = own;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(FULL, upto, d);
-        if (lane >= d) upto += other;
-    }
-    if (upto < k || upto - own >= k) return;
-    int bin = top, above = upto - own;
-    while (above + shared.histogram[bin] < k) above += shared.histogram[bin--];
-    shared.found = bin;
-    shared.rest = k - above;
-}
-
-// The key of the k-th largest score; there are at least k.
-template <typename Score> __device__ inline unsigned kth_key(int vocab, int k, Score score, Block &shared) {
-    unsigned prefix = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        __syncthreads();
-        if (threadIdx.x < 256) shared.histogram[threadIdx.x] = 0;
-        __syncthreads();
-        // Scores are alike, so lanes that mean the same bin add together.
+// What is left of the scores that are kept once the least of them, which have a mass of at most `excess` of the distribution, are not:
+// those above `least`, and those equal to it up to index `last_tied`.
+struct Cut {
+    float least;
+    int last_tied;
+    __device__ bool keeps(int i, float s) const { return s > least || (s == least && i <= last_tied); }
+};
+template <typename Score> __device__ inline Cut cut_mass(int vocab, float best, float excess, const Cut &cut, Score score, Block &shared) {
+    auto kept = [&](int i, float s) { return cut.keeps(i, s); };
+    const float log_sum = log_sum_exp(vocab, best, score, kept, shared);
+    // Mass of kept scores whose key is below `bound`.
+    auto below = [&](unsigned bound) {
+        double mass = 0;
 #pragma unroll 2
-        for (int base = 0; base < vocab; base += THREADS) {
-            const int i = base + threadIdx.x;
-            const unsigned key = i < vocab ? key_of(score(i)) : 0;
-            const bool counts = i < vocab && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8));
-            if (!__any_sync(FULL, counts)) continue;
-            const unsigned bin = counts ? key >> shift & 255 : 256;
-            const unsigned same = __match_any_sync(FULL, bin);
-            if (counts && threadIdx.x % 32 == __ffs(same) - 1) atomicAdd(shared.histogram + bin, __popc(same));
-        }
-        __syncthreads();
-        if (threadIdx.x < 32) find(shared, k);
-        __syncthreads();
-        prefix |= (unsigned)shared.found << shift;
-        k = shared.rest;
-    }
-    return prefix;
-}
-
-// Called where there is an entry a thread, since code that runs once a step is fetched as it runs.
-__device__ __noinline__ unsigned kth_key_of_some(int count, int k, Block &shared) {
-    return kth_key(count, k, [&](int i) { return shared.some[i]; }, shared);
-}
-
-// The same of many scores, of which each thread knows its largest. At least k scores are no less than the k-th of those; of a k that is
-// small beside THREADS, hardly more are.
-template <typename Score> __device__ inline unsigned kth_key_of_many(int vocab, int k, float own, Score score, Block &shared) {
-    if (vocab > THREADS && k <= THREADS / 2) {
-        shared.some[threadIdx.x] = own;
-        if (threadIdx.x == 0) shared.count = 0;
-        const unsigned bound = kth_key_of_some(THREADS, k, shared);
-#pragma unroll 4
         for (int i = threadIdx.x; i < vocab; i += THREADS) {
             const float s = score(i);
-            if (key_of(s) < bound) continue;
-            const int at = atomicAdd(&shared.count, 1);
-            if (at < THREADS) shared.some[at] = s;
+            if (kept(i, s) && key_of(s) < bound) mass += (double)expf(s - log_sum);
         }
-        __syncthreads();
-        if (shared.count <= THREADS) return kth_key_of_some(shared.count, k, shared);
+        return (float)block_sum<WARPS>(mass, shared.sums);
+    };
+    unsigned bound = 0;
+    for (int bit = 31; bit >= 0; bit--) {
+        const unsigned higher = bound | 1u << bit;
+        if (below(higher) <= excess) bound = higher;
     }
-    return kth_key(vocab, k, score, shared);
+    bound = min(bound, key_of(best));
+    const float edge = of_key(bound);
+    auto tied_up_to = [&](int end) {
+        int count = 0;
+#pragma unroll 1
+        for (int i = threadIdx.x; i <= end && i < vocab; i += THREADS) {
+            const float s = score(i);
+            count += s == edge && kept(i, s);
+        }
+        return block_sum<WARPS>(count, shared.ints);
+    };
+    int tied = tied_up_to(vocab);
+    float mass = below(bound);
+    const float each = expf(edge - log_sum);
+    const int at_least = edge == best ? 1 : 0;
+    while (tied > at_least && mass + each <= excess) {
+        mass += each;
+        tied--;
+    }
+    // The index of the last one kept among the tied: the least with `tied` of them up to it.
+    int low = -1, high = tied ? vocab - 1 : -1;
+    while (low + 1 < high) {
+        const int middle = (low + high) / 2;
+        if (tied_up_to(middle) >= tied)
+            high = middle;
+        else
+            low = middle;
+    }
+    return {edge, high};
 }
 
 // grid draws, block 1024; dynamic shared memory of vocab floats where `staged`.
@@ -188,8 +172,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     extern __shared__ float stage[];
     __shared__ Block shared;
     let_next_start();
+    const Draw d = draw_of(p, blockIdx.x);
+    const int step = __ldcg(p.count) - 1;
     wait_previous();
-    const Draw d = p.draws[blockIdx.x];
     if (d.row < 0) return;
     const int vocab = p.vocab;
     const float *cond = p.logits + (size_t)d.row * vocab;
@@ -218,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 
     const bool greedy = d.temperature == 0.f, plain = greedy || d.temperature == 1.f;
     Summary all = {-INFINITY, 0, 0};
-#pragma unroll 4
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
         const float r = raw(i), s = plain ? r : __fdiv_rn(r, d.temperature);
         all.spoilt |= isnan(r) || r == INFINITY;
@@ -238,82 +223,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         };
         const float best = all.best;
 
-        // Kept: scores above `least`, and those equal to it up to index `last_tied`.
-        float least = -INFINITY;
-        int last_tied = -1;
-        auto kept = [&](int i, float s) { return s > least || (s == least && i <= last_tied); };
-        if (greedy) {
-            least = best;
-            last_tied = vocab;
-        } else if (d.top_k > 0 && d.top_k < all.finite) {
-            least = of_key(kth_key_of_many(vocab, d.top_k, own, score, shared));
-            last_tied = vocab;
-        }
-        if (!greedy && d.top_p < 1.f) {
-            const float log_sum = log_sum_exp(vocab, best, score, kept, shared);
-            const float limit = 1.f - d.top_p;
-            // Mass of kept scores whose key is below `bound`.
-            auto below = [&](unsigned bound) {
-                double mass = 0;
-#pragma unroll 2
-                for (int i = threadIdx.x; i < vocab; i += THREADS) {
-                    const float s = score(i);
-                    if (kept(i, s) && key_of(s) < bound) mass += (double)expf(s - log_sum);
-                }
-                return (float)block_sum<WARPS>(mass, shared.sums);
-            };
-            unsigned bound = 0;
-            for (int bit = 31; bit >= 0; bit--) {
-                const unsigned higher = bound | 1u << bit;
-                if (below(higher) <= limit) bound = higher;
-            }
-            bound = min(bound, key_of(best));
-            const float edge = of_key(bound);
-            auto tied_up_to = [&](int end) {
-                int count = 0;
-#pragma unroll 1
-                for (int i = threadIdx.x; i <= end && i < vocab; i += THREADS) {
-                    const float s = score(i);
-                    count += s == edge && kept(i, s);
-                }
-                return block_sum<WARPS>(count, shared.ints);
-            };
-            int tied = tied_up_to(vocab);
-            float mass = below(bound);
-            const float each = expf(edge - log_sum);
-            const int at_least = edge == best ? 1 : 0;
-            while (tied > at_least && mass + each <= limit) {
-                mass += each;
-                tied--;
-            }
-            // The index of the last one kept among the tied: the least with `tied` of them up to it.
-            int low = -1, high = tied ? vocab - 1 : -1;
-            while (low + 1 < high) {
-                const int middle = (low + high) / 2;
-                if (tied_up_to(middle) >= tied)
-                    high = middle;
-                else
-                    low = middle;
-            }
-            least = edge;
-            last_tied = high;
-        }
-        auto chosen = [&](int i, float s) {
-            return kept(i, s) && (d.min_p <= 0.f || s == best || expf(s - best) >= d.min_p);
+        const bool by_k = !greedy && d.top_k > 0 && d.top_k < all.finite;
+        Entry winner = 0;
+        // Of scores that are kept. Log-probabilities are as far from each other.
+        auto consider = [&](int i, float s) {
+            const float below = __fadd_rn(s, -best);
+            if (!greedy && d.min_p > 0.f && s != best && expf(below) < d.min_p) return;
+            winner = max(winner, entry_of(greedy ? s : __fadd_rn(below, gumbel(d, i)), i));
         };
-        const float log_sum = greedy ? 0.f : log_sum_exp(vocab, best, score, chosen, shared);
-        unsigned long long winner = 0;
+        const bool few = by_k && d.top_k <= GROUPS / 2 && d.top_p >= 1.f;
+        const int count = few ? collect_largest(vocab, d.top_k, own, score, shared.largest) : INT_MAX;
+        if (count <= THREADS) {
+            const Entry entry = threadIdx.x < count ? shared.largest.entries[threadIdx.x] : 0;
+            if (entry && is_among(d.top_k, entry, count, shared.largest)) consider(index_of(entry), score_of(entry));
+        } else {
+            Cut cut = {greedy ? best : -INFINITY, greedy ? vocab : -1};
+            if (by_k) cut = {of_key(kth_key(vocab, d.top_k, score, shared.largest)), vocab};
+            if (!greedy && d.top_p < 1.f) cut = cut_mass(vocab, best, 1.f - d.top_p, cut, score, shared);
 #pragma unroll 1
-        for (int i = threadIdx.x; i < vocab; i += THREADS) {
-            const float s = score(i);
-            if (!(greedy ? kept(i, s) : chosen(i, s))) continue;
-            const float noisy = greedy ? s : __fadd_rn(__fadd_rn(s, -log_sum), gumbel(d, i));
-            // The largest value; among equals the lowest index.
-            const unsigned long long key = (unsigned long long)key_of(noisy) << 32 | (0xffffffffu - i);
-            winner = key > winner ? key : winner;
+            for (int i = threadIdx.x; i < vocab; i += THREADS) {
+                const float s = score(i);
+                if (cut.keeps(i, s)) consider(i, s);
+            }
         }
-        winner = block_reduce<WARPS>(winner, shared.keys, Max());
-        index = (int)(0xffffffffu - (unsigned)winner);
+        index = index_of(block_reduce<WARPS>(winner, shared.entries, Max()));
     }
     float log_prob = 0.f;
     if (index >= 0 && d.log_prob)
@@ -322,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         const int token = index < 0 ? 0 : p.first_id + index;
         p.last_tokens[d.slot] = token;
         if (d.uncond_slot >= 0) p.last_tokens[d.uncond_slot] = token;
-        int *drawn = p.drawn + ((size_t)((*p.count - 1) % p.ring_len) * p.max_drawn + d.place) * 2;
+        int *drawn = p.drawn + ((size_t)(step % p.ring_len) * p.max_drawn + d.place) * 2;
         drawn[0] = index;
         drawn[1] = __float_as_int(log_prob);
     }

@@ -25,19 +25,19 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
     wait_previous();
     const int step = *p.count;
     const int *from = p.ring + (size_t)(step % p.ring_len) * p.plan_words;
-    const int max = p.max_rows;
+    const int max = p.max_rows, items = from[1];
     const int *tokens = from + 4, *slots = tokens + 2 * max;
     for (int i = threadIdx.x; i < p.rows; i += 1024) {
-        const int token = tokens[i];
-        p.plan[4 + i] = token < 0 ? p.last_tokens[slots[i]] : token;
+        const int token = tokens[i], slot = slots[i];
+        p.plan[4 + i] = token < 0 ? p.last_tokens[slot] : token;
     }
-    // The rest as one list, so that every thread has all its reads under way at once: host memory is far.
+    // The rest as one list, so that every thread has all its reads under way at once; of the items, how many there are comes as late.
     const int fixed = (4 + 38 * max + 3) & ~3; // items are 16 bytes
-    const int first[] = {0, 4 + max, 4 + 2 * max, 4 + 3 * max, 4 + 4 * max, 4 + 5 * max, 4 + 6 * max, 4 + 22 * max, fixed};
-    const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1], 4 * from[1]};
+    const int first[] = {0, 4 + max, 4 + 2 * max, 4 + 3 * max, 4 + 4 * max, 4 + 5 * max, 4 + 6 * max, 4 + 22 * max};
+    const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1]};
     int total = 0;
 #pragma unroll
-    for (int array = 0; array < 9; array++) total += len[array];
+    for (int array = 0; array < 8; array++) total += len[array];
     constexpr int AT_ONCE = 4;
     for (int base = threadIdx.x; base < total; base += AT_ONCE * 1024) {
         int at[AT_ONCE], words[AT_ONCE];
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
             int i = base + k * 1024;
             at[k] = -1;
 #pragma unroll
-            for (int array = 0; array < 9; array++) {
+            for (int array = 0; array < 8; array++) {
                 if (i >= 0 && i < len[array]) at[k] = first[array] + i;
                 i -= len[array];
             }
@@ -56,40 +56,8 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
         for (int k = 0; k < AT_ONCE; k++)
             if (at[k] >= 0) p.plan[at[k]] = words[k];
     }
+#pragma unroll 4
+    for (int i = threadIdx.x; i < 4 * items; i += 1024) p.plan[fixed + i] = from[fixed + i];
     __syncthreads();
     if (threadIdx.x == 0) *p.count = step + 1;
-}
-
-// A vocabulary's part of one rank: ids [text_first, text_first + text_len) of the text table, then
-// [image_first, …) of the multimodal one, whose ids are counted from `text_vocab`.
-struct Vocabulary {
-    int text_first, text_len, image_first, image_len;
-};
-
-// out[r] = table[token of r], f32; zeros where another rank holds it. grid rows, block 256.
-template <typename Weight>
-__device__ inline void embed(const Rows &rows, const Weight *table, Vocabulary v, int width, float *out) {
-    let_next_start();
-    wait_previous();
-    const int row = blockIdx.x, token = rows.tokens[row];
-    int at = -1;
-    if (rows.positions[row] >= 0) {
-        if (token < rows.text_vocab) {
-            if (token >= v.text_first && token < v.text_first + v.text_len) at = token - v.text_first;
-        } else {
-            const int entry = token - rows.text_vocab;
-            if (entry >= v.image_first && entry < v.image_first + v.image_len) at = v.text_len + entry - v.image_first;
-        }
-    }
-    for (int i = threadIdx.x; i < width; i += 256)
-        out[(size_t)row * width + i] = at < 0 ? 0.f : to_float(table[(size_t)at * width + i]);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    embed_bf16(const Rows rows, const bf16 *table, Vocabulary v, int width, float *out) {
-    embed(rows, table, v, width, out);
-}
-extern "C" __global__ void __launch_bounds__(256)
-    embed_f32(const Rows rows, const float *table, Vocabulary v, int width, float *out) {
-    embed(rows, table, v, width, out);
 }

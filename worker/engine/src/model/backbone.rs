@@ -227,10 +227,10 @@ impl<O: TransformerOps> Backbone<O> {
             None => Ok(()),
         };
 
-        self.embedding.forward(ops, rows, &mut s.stream.h)?;
-        observe(Stage::Embedding, &s.stream.h)?;
         let norm = Some(&self.layers[0].input_norm);
-        ops.residual(None, s.stream.residual(rows, false, norm))?;
+        let to = s.stream.residual(rows, false, norm);
+        self.embedding.forward(ops, rows, to)?;
+        observe(Stage::Embedding, &s.stream.h)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let multimodal_only = layer.multimodal_only;
             if !self.query_heads.is_empty() {

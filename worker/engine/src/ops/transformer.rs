@@ -252,6 +252,21 @@ pub trait TransformerOps: Device {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
+    /// [`TransformerOps::embed`] to a residual stream, and the norm of it.
+    fn embed_into(
+        &self,
+        table: &Self::Table,
+        part: &VocabularyPart,
+        rows: &Self::Rows,
+        to: Residual<'_, Self>,
+    ) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.embed(table, part, rows, to.h)?;
+        self.residual(None, to)
+    }
+
     /// `out[i] = weight · h[r] / sqrt(mean(h[r]²) + eps)` for the picked rows `r` of `mode`; the
     /// weight is `weights.1` for multimodal rows and `weights.0` for the others.
     fn final_norm(

@@ -43,6 +43,27 @@ pub trait Collective<D: Device>: Send {
         all: &mut D::Buffer,
     ) -> Result<()>;
 
+    /// `out` `[rows, Σ widths]` becomes every rank's `mine` `[rows, width]`, side by side in order of rank
+    /// ([`TransformerOps::concat_columns`], for which `all` has room for `[ranks, rows, widths[0]]`).
+    ///
+    /// # Errors
+    /// As [`Collective::gather`].
+    fn gather_columns(
+        &mut self,
+        device: &D,
+        mine: &D::Buffer,
+        widths: &[usize],
+        rows: usize,
+        all: &mut D::Buffer,
+        out: &mut D::Buffer,
+    ) -> Result<()>
+    where
+        D: TransformerOps,
+    {
+        self.gather(device, mine, rows * widths[0], all)?;
+        device.concat_columns(all, widths, rows, out)
+    }
+
     /// `out` `[len]` becomes the sum of the first `len` values of every rank's `mine`, as a balanced binary tree over the ranks
     /// ([`TransformerOps::tree_sum`], for which `all` has room for `[ranks, len]`). A step has an even number of sums.
     ///

@@ -4,7 +4,7 @@ use super::{Collective, Shard, linear::ColumnParallel};
 use crate::{
     Result,
     checkpoint::HostTensor,
-    ops::{MatrixPart, TransformerOps, VocabularyPart},
+    ops::{MatrixPart, Residual, TransformerOps, VocabularyPart},
 };
 
 /// The text and the multimodal embedding table, one after the other. Every rank has all of both: they
@@ -28,9 +28,9 @@ impl<D: TransformerOps> VocabularyEmbedding<D> {
         Ok(Self { table, part })
     }
 
-    /// `out` `[rows, width]`, the same on every rank.
-    pub fn forward(&self, device: &D, rows: &D::Rows, out: &mut D::Buffer) -> Result<()> {
-        device.embed(&self.table, &self.part, rows, out)
+    /// Begins a residual stream, the same on every rank.
+    pub fn forward(&self, device: &D, rows: &D::Rows, to: Residual<'_, D>) -> Result<()> {
+        device.embed_into(&self.table, &self.part, rows, to)
     }
 }
 
@@ -89,8 +89,7 @@ impl<D: TransformerOps> VocabularyHead<D> {
             return Ok(logits);
         };
         self.linear.forward(device, x, rows, local)?;
-        collective.gather(device, local, rows * self.widths[0], all)?;
-        device.concat_columns(all, &self.widths, rows, logits)?;
+        collective.gather_columns(device, local, &self.widths, rows, all, logits)?;
         Ok(logits)
     }
 

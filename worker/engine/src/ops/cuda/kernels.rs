@@ -15,7 +15,7 @@ use crate::{Error, Result};
 static BINARIES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Kernels with dynamic shared memory, and how much of their own they have besides.
-const SAMPLE: (&str, usize) = ("sample", 8 << 10);
+const SAMPLE: (&str, usize) = ("sample", 12 << 10);
 const PRODUCTS: [&str; 6] = [
     "linear_many2_f32",
     "linear_many2_bf16",

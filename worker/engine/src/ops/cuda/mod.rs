@@ -11,6 +11,7 @@ mod buffer;
 mod chunks;
 mod device;
 mod driver;
+mod embed;
 mod gather;
 mod kernels;
 mod kv;
@@ -63,7 +64,7 @@ pub enum Precision {
 }
 
 /// Changes whenever a kernel's results may.
-const KERNELS_VERSION: u32 = 4;
+const KERNELS_VERSION: u32 = 5;
 
 /// One GPU.
 #[derive(Debug)]
@@ -287,6 +288,21 @@ impl Cuda {
     /// Has the next kernel set up only once all that was launched has ended.
     fn set_apart(&self) {
         *lock(&self.apart) = true;
+    }
+
+    /// Launches the first kernel after one that was [set apart](Self::set_apart): since it waits itself before it lets any start, it may
+    /// be set up like others.
+    fn launch_first(
+        &self,
+        name: &str,
+        grid: [usize; 3],
+        block: [usize; 2],
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        if !grid.contains(&0) {
+            *lock(&self.apart) = false;
+        }
+        self.launch(name, grid, block, 0, true, arguments)
     }
 
     /// Blocks of 256 threads that keep the GPU busy with `items` items.

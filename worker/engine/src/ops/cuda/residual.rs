@@ -40,6 +40,13 @@ impl Segments {
     pub(super) fn units(&self) -> usize {
         self.count as usize * (self.width as usize).div_ceil(SEGMENT)
     }
+
+    /// Grid and block of a kernel that has a warp for each unit, as far as that goes.
+    pub(super) fn launch(&self, multiprocessors: usize) -> ([usize; 3], [usize; 2]) {
+        let warps = warps(self.units() / multiprocessors);
+        let blocks = self.units().div_ceil(warps).min(multiprocessors);
+        ([blocks, 1, 1], [32 * warps, 1])
+    }
 }
 
 impl Cuda {
@@ -87,9 +94,7 @@ impl Cuda {
         }
         if let Some(segments) = self.segments(&mut to)? {
             let sums = delta.map_or(Sums::NONE, |delta| delta.spend(width));
-            let warps = warps(segments.units() / self.multiprocessors);
-            let blocks = segments.units().div_ceil(warps).min(self.multiprocessors);
-            let (grid, block) = ([blocks, 1, 1], [32 * warps, 1]);
+            let (grid, block) = segments.launch(self.multiprocessors);
             return self.launch(
                 "residual_segments",
                 grid,

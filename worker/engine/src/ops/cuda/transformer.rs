@@ -24,21 +24,6 @@ use crate::{
     schedule::Mode,
 };
 
-/// `struct Vocabulary` of `kernels/step.cu`.
-#[repr(C)]
-struct Vocabulary {
-    text_first: i32,
-    text_len: i32,
-    image_first: i32,
-    image_len: i32,
-}
-
-#[allow(unsafe_code, reason = "kernel parameters are passed as bytes")]
-mod layouts {
-    // SAFETY: fields and order are those of the kernels' structs.
-    unsafe impl super::Argument for super::Vocabulary {}
-}
-
 impl TransformerOps for Cuda {
     type Kv = Kv;
     type Table = Table;
@@ -104,23 +89,17 @@ impl TransformerOps for Cuda {
         rows: &Rows,
         out: &mut Buffer,
     ) -> Result<()> {
-        want("embed", "out", out, Element::F32, rows.len() * table.width)?;
-        out.hold_values();
-        let vocabulary = Vocabulary {
-            text_first: part.text.start as i32,
-            text_len: part.text.len() as i32,
-            image_first: part.multimodal.start as i32,
-            image_len: part.multimodal.len() as i32,
-        };
-        let arguments: [&dyn Argument; 5] = [
-            &rows.argument(),
-            &table.memory.address(),
-            &vocabulary,
-            &(table.width as i32),
-            &out.memory.address(),
-        ];
-        let name = format!("embed_{}", table.element.suffix());
-        self.launch(&name, [rows.len(), 1, 1], [256, 1], 0, true, &arguments)
+        self.embed_rows(table, part, rows, out)
+    }
+
+    fn embed_into(
+        &self,
+        table: &Table,
+        part: &VocabularyPart,
+        rows: &Rows,
+        to: Residual<'_, Self>,
+    ) -> Result<()> {
+        self.embed_segments(table, part, rows, to)
     }
 
     fn final_norm(

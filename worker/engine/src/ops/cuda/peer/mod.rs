@@ -17,12 +17,12 @@ use inbox::{Inbox, process};
 use rooms::{ROOM, Rooms, pieces};
 
 use super::{
-    Buffer, Cuda, Element, Pending, Sums, kernels::Argument, product::FEW_ROWS, residual::Segments,
-    wait, want,
+    Buffer, Cuda, Element, Pending, Sums, kernels::Argument, mismatch, product::FEW_ROWS,
+    residual::Segments, wait, want,
 };
 use crate::{
     Result,
-    ops::{Device, Residual, StepRows, TransformerOps},
+    ops::{Device, Residual, StepRows, TransformerOps, column_parts},
     parallel::{CHUNKS, Collective, Meeting, RowProduct, SumRoom, abort::ended},
 };
 
@@ -52,6 +52,25 @@ const _: () = assert!(size_of::<Exchange>() == 128);
 mod layouts {
     // SAFETY: fields and order are those of the kernel's struct.
     unsafe impl super::Argument for super::Exchange {}
+    // SAFETY: as above.
+    unsafe impl super::Argument for super::Columns {}
+}
+
+/// `struct Columns` of `kernels/exchange.cu`: where what is gathered goes. Sums go nowhere.
+#[repr(C)]
+#[derive(Default)]
+struct Columns {
+    rows: i32,
+    each: i32,
+    total: i32,
+}
+
+impl Columns {
+    /// `rows` rows of `total` columns, `each` of a rank.
+    fn new(rows: usize, each: usize, total: usize) -> Self {
+        let [rows, each, total] = [rows, each, total].map(|size| size as i32);
+        Self { rows, each, total }
+    }
 }
 
 /// The inboxes of all ranks of an epoch, which each of them reaches.
@@ -156,16 +175,17 @@ impl PeerCollective {
         exchange
     }
 
-    /// Exchanges `len` values, of which `kind` makes what is at `out`; the values of a rank are `stride` apart there.
+    /// Exchanges values, of which `kind` makes what is at `out`.
     fn run(
         &self,
         cuda: &Cuda,
         kind: &str,
         exchange: &Exchange,
         out: u64,
-        stride: usize,
+        columns: &Columns,
     ) -> Result<()> {
-        let even = [exchange.len, stride, out as usize / 4];
+        let (each, total) = (columns.each as usize, columns.total as usize);
+        let even = [exchange.len, each, total, out as usize / 4];
         let (suffix, values) = match even.iter().all(|of| of.is_multiple_of(4)) {
             true => ("f32x4", 4),
             false => ("f32", 1),
@@ -173,7 +193,7 @@ impl PeerCollective {
         let name = format!("exchange_{kind}_{}_{suffix}", exchange.ranks);
         let blocks = (exchange.len / values).div_ceil(THREADS).clamp(1, BLOCKS);
         let (grid, block) = ([blocks, 1, 1], [THREADS, 1]);
-        cuda.launch(&name, grid, block, 0, true, &[exchange, &out, &stride])
+        cuda.launch(&name, grid, block, 0, true, &[exchange, &out, columns])
     }
 
     /// Makes `segments` of the sum over the planes of all ranks.
@@ -222,13 +242,39 @@ impl Collective<Cuda> for PeerCollective {
         if len > ROOM {
             cuda.settle(mine)?;
         }
+        let columns = Columns::new(1, len, self.size() * len);
         for (piece, (first, part)) in pieces(len).enumerate() {
             let sent = Self::piece(cuda, mine, len, first, part)?;
             let exchange = self.exchange(sent, part, rooms[piece % 2]);
             let out = all.memory.address() + 4 * first as u64;
-            self.run(cuda, "gather", &exchange, out, len)?;
+            self.run(cuda, "gather", &exchange, out, &columns)?;
         }
         Ok(())
+    }
+
+    fn gather_columns(
+        &mut self,
+        cuda: &Cuda,
+        mine: &Buffer,
+        widths: &[usize],
+        rows: usize,
+        all: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let uneven = || mismatch("gather_columns", format!("parts of widths {widths:?}"));
+        let (total, each) = column_parts(widths).ok_or_else(uneven)?;
+        let len = rows * each;
+        if len > ROOM || widths.len() != self.size() {
+            self.gather(cuda, mine, len, all)?;
+            return cuda.join_columns(all, widths, rows, out);
+        }
+        want("gather_columns", "mine", mine, Element::F32, len)?;
+        want("gather_columns", "out", out, Element::F32, rows * total)?;
+        let [room, _] = self.rooms.of_gather(all.memory.address())?;
+        out.hold_values();
+        let exchange = self.exchange(Self::given(cuda, mine, len)?, len, room);
+        let columns = Columns::new(rows, each, total);
+        self.run(cuda, "gather", &exchange, out.memory.address(), &columns)
     }
 
     fn sum(
@@ -250,7 +296,7 @@ impl Collective<Cuda> for PeerCollective {
             let room = self.rooms.of_sum();
             let exchange = self.exchange(sent, part, room);
             let out = out.memory.address() + 4 * first as u64;
-            self.run(cuda, "sum", &exchange, out, 0)?;
+            self.run(cuda, "sum", &exchange, out, &Columns::default())?;
         }
         Ok(())
     }

@@ -229,7 +229,7 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
 #pragma unroll
                 for (int i = 0; i < 2; i++) value[n][i] = add[n][i];
         } else {
-            const float all = fmaxf(top, most), a = exp2f(top - all), b = exp2f(most - all);
+            const float all = fmaxf(top, most), a = power_of_two(top - all), b = power_of_two(most - all);
             sum = fmaf(total, b, sum * a);
             top = all;
 #pragma unroll
@@ -242,11 +242,12 @@ template <int DIM, int DEPTH> __device__ inline void attention(const Attention &
         const bool real = g < group && warp * OWN < J;
         bf16 *out = static_cast<bf16 *>(p.out) + at_row;
         if (DEPTH != ENTIRE && w.whole()) {
+            const float share = 1.f / sum;
             if (real)
 #pragma unroll
                 for (int n = 0; n < 2 * OWN; n++)
                     *reinterpret_cast<unsigned *>(out + g * DIM + warp * OWN * 16 + 8 * n + 2 * t) =
-                        pair(value[n][0] / sum, value[n][1] / sum);
+                        pair(value[n][0] * share, value[n][1] * share);
             continue;
         }
         const size_t part = (size_t)(w.index / p.kv_heads) * p.partials.heads + head0 + g;
@@ -314,7 +315,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
                 add = fmaf(weight, cached(position, 1)[channel], add);
             }
             const float all = w.split == w.from ? most : fmaxf(top[k], most);
-            const float a = w.split == w.from ? 0.f : exp2f(top[k] - all), b = exp2f(most - all);
+            const float a = w.split == w.from ? 0.f : power_of_two(top[k] - all), b = power_of_two(most - all);
             sum[k] = w.split == w.from ? total : fmaf(total, b, sum[k] * a);
             value[k] = w.split == w.from ? add : fmaf(add, b, value[k] * a);
             top[k] = all;
@@ -328,7 +329,7 @@ template <int DIM> __device__ inline void plain(const Attention &p) {
             if (i >= group * DIM) continue;
             const size_t part = (size_t)(w.index / p.kv_heads) * p.partials.heads + head0 + head;
             if (w.whole())
-                out[i] = value[k] / sum[k];
+                out[i] = value[k] * (1.f / sum[k]);
             else
                 p.partials.values[part * DIM + channel] = value[k];
             if (!w.whole() && channel == 0) *reinterpret_cast<float2 *>(p.partials.scales + part * 2) = {top[k], sum[k]};

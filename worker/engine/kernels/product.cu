@@ -295,11 +295,13 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
                     item<0, ROWS>(at, group, 0, input, weight, turn);
             } else {
                 // Tiles of this warpgroup: every other one of the item.
-                switch ((at.tiles - group + 1) / 2) {
-                case 0: item<0, ROWS>(at, group, 0, input, weight, turn); break;
-                case 1: item<1, ROWS>(at, group, 0, input, weight, turn); break;
-                default: item<TILES, ROWS>(at, group, 0, input, weight, turn);
-                }
+                const int mine = (at.tiles - group + 1) / 2;
+                if (mine == 0)
+                    item<0, ROWS>(at, group, 0, input, weight, turn);
+                else if (mine == TILES)
+                    item<TILES, ROWS>(at, group, 0, input, weight, turn);
+                else
+                    item<1, ROWS>(at, group, 0, input, weight, turn);
             }
         }
     }

@@ -42,6 +42,13 @@ struct Quarters {
 };
 constexpr Quarters WHOLE_TILE = {0, 4};
 
+// Tiles of the first of so few items, of up to `most`, that `all` can be; of the others as many or one less.
+__device__ inline int even(int all, int most) {
+    if (all <= most) return all;
+    const int items = (all + most - 1) / most;
+    return (all + items - 1) / items;
+}
+
 // The items of a block that has a contiguous share, of up to MOST tiles, each for one tile of ROWS rows after the other.
 template <int MOST, int ROWS, int FOLD> struct Share {
     const Product &p;
@@ -51,7 +58,7 @@ template <int MOST, int ROWS, int FOLD> struct Share {
     int block, last_block;
 
     __device__ Share(const Product &p) : p(p) {
-        const long long units = p.chunks / FOLD * p.tiles;
+        const unsigned units = p.chunks / FOLD * p.tiles;
         unit = blockIdx.x * units / gridDim.x;
         end = (blockIdx.x + 1) * units / gridDim.x;
         enter();
@@ -60,8 +67,7 @@ template <int MOST, int ROWS, int FOLD> struct Share {
         if (unit >= end) return;
         chunk = unit / p.tiles * FOLD;
         tile = unit % p.tiles;
-        const int all = min(end - unit, p.tiles - tile), items = (all + MOST - 1) / MOST;
-        tiles = (all + items - 1) / items;
+        tiles = even(min(end - unit, p.tiles - tile), MOST);
         row = 0;
         block = p.first_block[chunk];
         last_block = p.first_block[chunk + FOLD];
@@ -111,8 +117,7 @@ template <int MOST, int ROWS> struct QuarterShare {
     }
     __device__ void enter() {
         if (!more()) return;
-        const int all = pieces - piece, items = (all + MOST - 1) / MOST;
-        tiles = (all + items - 1) / items;
+        tiles = even(pieces - piece, MOST);
         row = 0;
         block = 0;
         last_block = p.blocks;
@@ -157,8 +162,7 @@ template <int ROWS> struct PartShare {
     }
     __device__ void enter() {
         if (!more()) return;
-        const int all = end - tile, items = (all + MOST - 1) / MOST;
-        tiles = (all + items - 1) / items;
+        tiles = even(end - tile, MOST);
         row = 0;
         block = p.first_block[chunk];
         last_block = p.first_block[chunk + 1];

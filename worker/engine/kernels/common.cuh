@@ -228,6 +228,7 @@ struct Ahead {
 #if __CUDA_ARCH__ >= 900
         constexpr int PIECE = 16384;
         const char *at = from + blockIdx.x * stride;
+#pragma unroll 1
         for (int done = 0; done < bytes; done += PIECE)
             asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at + done), "r"(min(PIECE, bytes - done)));
 #endif

@@ -91,7 +91,7 @@ enum Output { PARTIAL, GATED };
 // tiles are such. The threads that fetch leave their registers to those that compute.
 template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, int SPAN, Output OUTPUT, typename Input> struct Kernel {
     static constexpr bool OF_PARTIALS = std::is_same_v<Input, Partials>;
-    static constexpr bool FEW = ROWS == 8, LONG = SPAN > 2;
+    static constexpr bool FEW = ROWS == 8, LONG = SPAN > 2, SENDS = FEW && OUTPUT == PARTIAL && FOLD == 1;
     static constexpr bool WIDE = ROWS > 128, BY_ROWS = WIDE && FOLD > 1;
     static_assert(!WIDE || TILES == 1);
     static constexpr int GROUPS = WIDE && !BY_ROWS ? 3 : 2, WARPS = 4 * GROUPS;
@@ -133,7 +133,7 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
     // Of the scales, the same.
     __device__ unsigned scale_barrier() const { return barriers + 16 * (WEIGHTS + INPUTS); }
 
-    __device__ bool sends() const { return FEW && OUTPUT == PARTIAL && p.receivers.count; }
+    __device__ bool sends() const { return SENDS && p.receivers.count; }
 
     __device__ void run(const Input &x) {
         if (!sends()) let_next_start();
@@ -296,10 +296,10 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
             } else {
                 // Tiles of this warpgroup: every other one of the item.
                 const int mine = (at.tiles - group + 1) / 2;
-                if (mine == 0)
-                    item<0, ROWS>(at, group, 0, input, weight, turn);
-                else if (mine == TILES)
+                if (mine == TILES)
                     item<TILES, ROWS>(at, group, 0, input, weight, turn);
+                else if (TILES == 1 || mine == 0)
+                    item<0, ROWS>(at, group, 0, input, weight, turn);
                 else
                     item<1, ROWS>(at, group, 0, input, weight, turn);
             }
@@ -416,8 +416,13 @@ template <int ROWS, int TILES, int WEIGHT_BLOCKS, int INPUT_BLOCKS, int FOLD, in
                 if (!at.quarters_at(2 * j + first).has(threadIdx.x / 32 % 4)) continue;
                 if constexpr (OUTPUT == GATED)
                     write_activations<N>(p, tile, at.row + row, sums[j][r]);
-                else
-                    write_sums<N, FEW>(p, at.chunk / FOLD, tile, at.row + row, sums[j][r]);
+                else if constexpr (SENDS) {
+                    if (sends())
+                        send_plane(p, at.chunk, tile, sums[j][r]);
+                    else
+                        write_plane<N>(p, at.chunk, tile, at.row, sums[j][r]);
+                } else
+                    write_plane<N>(p, at.chunk / FOLD, tile, at.row + row, sums[j][r]);
             }
     }
 };

@@ -42,12 +42,8 @@ struct Quarters {
 };
 constexpr Quarters WHOLE_TILE = {0, 4};
 
-// Tiles of the first of so few items, of up to `most`, that `all` can be; of the others as many or one less.
-__device__ inline int even(int all, int most) {
-    if (all <= most) return all;
-    const int items = (all + most - 1) / most;
-    return (all + items - 1) / items;
-}
+// Tiles of the next item, of up to MOST, where `all` are left: the last one of a block should not be alone.
+template <int MOST> __device__ inline int next_of(int all) { return all > MOST && all < 2 * MOST ? (all + 1) / 2 : min(all, MOST); }
 
 // The items of a block that has a contiguous share, of up to MOST tiles, each for one tile of ROWS rows after the other.
 template <int MOST, int ROWS, int FOLD> struct Share {
@@ -61,13 +57,13 @@ template <int MOST, int ROWS, int FOLD> struct Share {
         const unsigned units = p.chunks / FOLD * p.tiles;
         unit = blockIdx.x * units / gridDim.x;
         end = (blockIdx.x + 1) * units / gridDim.x;
+        chunk = unit / p.tiles * FOLD;
+        tile = unit % p.tiles;
         enter();
     }
     __device__ void enter() {
-        if (unit >= end) return;
-        chunk = unit / p.tiles * FOLD;
-        tile = unit % p.tiles;
-        tiles = even(min(end - unit, p.tiles - tile), MOST);
+        if (!more()) return;
+        tiles = next_of<MOST>(min(end - unit, p.tiles - tile));
         row = 0;
         block = p.first_block[chunk];
         last_block = p.first_block[chunk + FOLD];
@@ -81,6 +77,11 @@ template <int MOST, int ROWS, int FOLD> struct Share {
         row += ROWS;
         if (row < p.rows) return;
         unit += tiles;
+        tile += tiles;
+        if (tile == p.tiles) {
+            tile = 0;
+            chunk += FOLD;
+        }
         enter();
     }
     // The chunk that a block is of.
@@ -117,7 +118,7 @@ template <int MOST, int ROWS> struct QuarterShare {
     }
     __device__ void enter() {
         if (!more()) return;
-        tiles = even(pieces - piece, MOST);
+        tiles = next_of<MOST>(pieces - piece);
         row = 0;
         block = 0;
         last_block = p.blocks;
@@ -162,7 +163,7 @@ template <int ROWS> struct PartShare {
     }
     __device__ void enter() {
         if (!more()) return;
-        tiles = even(end - tile, MOST);
+        tiles = next_of<MOST>(end - tile);
         row = 0;
         block = p.first_block[chunk];
         last_block = p.first_block[chunk + 1];

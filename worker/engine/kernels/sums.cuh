@@ -15,20 +15,13 @@ template <int N> __device__ inline void scale_sums(const Product &p, const float
         for (int k = 0; k < 4; k++) v[4 * i + k] *= scales[8 * i + 2 * t + k % 2];
 }
 
-// To a plane of `out`, or of a `room`, to which they are SENT.
-template <int N, bool SENT>
-__device__ inline void write_plane(const Product &p, float *room, int plane, int tile, int row0, const float (&v)[N / 2]) {
+// To a plane of `out`.
+template <int N> __device__ inline void write_plane(const Product &p, int plane, int tile, int row0, const float (&v)[N / 2]) {
     const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int out = tile * TILE + 16 * warp + 2 * g, left = p.outs - out;
     const int row = row0 + 2 * t, rows = p.rows - row;
-    float *to = (SENT ? room : static_cast<float *>(p.out)) + ((size_t)plane * p.rows + row) * p.outs + out;
+    float *to = static_cast<float *>(p.out) + ((size_t)plane * p.rows + row) * p.outs + out;
     const bool pairs = p.outs % 2 == 0;
-    auto write = [](auto *at, const auto &value) {
-        if constexpr (SENT)
-            send(at, positive_zero(value));
-        else
-            *at = value;
-    };
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
 #pragma unroll
@@ -36,20 +29,28 @@ __device__ inline void write_plane(const Product &p, float *room, int plane, int
             float *at = to + (size_t)(8 * i + k) * p.outs;
             if (8 * i + k >= rows) continue;
             if (pairs && left > 0)
-                write(reinterpret_cast<float2 *>(at), float2{v[4 * i + k], v[4 * i + 2 + k]});
+                *reinterpret_cast<float2 *>(at) = {v[4 * i + k], v[4 * i + 2 + k]};
             else {
-                if (left > 0) write(at, v[4 * i + k]);
-                if (left > 1) write(at + 1, v[4 * i + 2 + k]);
+                if (left > 0) at[0] = v[4 * i + k];
+                if (left > 1) at[1] = v[4 * i + 2 + k];
             }
         }
 }
 
-// By kernels for FEW rows, to all receivers, if there are any.
-template <int N, bool FEW> __device__ inline void write_sums(const Product &p, int plane, int tile, int row0, const float (&v)[N / 2]) {
-    if (FEW && p.receivers.count)
-        for (int rank = 0; rank < p.receivers.count; rank++) write_plane<N, true>(p, p.receivers.rooms[rank], plane, tile, row0, v);
-    else
-        write_plane<N, false>(p, nullptr, plane, tile, row0, v);
+// To all receivers, of at most eight rows of a width that is a multiple of 4.
+__device__ inline void send_plane(const Product &p, int plane, int tile, const float (&v)[4]) {
+    const int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int out = tile * TILE + 16 * warp + 2 * g;
+    if (out >= p.outs) return;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const int row = 2 * t + k;
+        if (row >= p.rows) continue;
+        const float2 value = positive_zero(float2{v[k], v[2 + k]});
+        const int at = (plane * p.rows + row) * p.outs + out;
+#pragma unroll 2
+        for (int rank = 0; rank < p.receivers.count; rank++) send(reinterpret_cast<float2 *>(p.receivers.rooms[rank] + at), value);
+    }
 }
 
 // silu(gate) · up. Lanes of neighbouring channels exchange, so that each writes two of one row.

@@ -112,26 +112,26 @@ template <int COUNT> __device__ inline void exchange_segments(const Exchange &p,
     if (p.sent) wait_previous();
 }
 
-#define EXCHANGE(COUNT)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_sum_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                          \
-        exchange<COUNT, float, false>(p, out, columns);                                                                       \
-    }                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_sum_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                        \
-        exchange<COUNT, float4, false>(p, out, columns);                                                                      \
-    }                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_gather_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                       \
-        exchange<COUNT, float, true>(p, out, columns);                                                                        \
-    }                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_gather_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                     \
-        exchange<COUNT, float4, true>(p, out, columns);                                                                       \
-    }                                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                                    \
-        exchange_segments_##COUNT(const __grid_constant__ Exchange p, const __grid_constant__ Residual r) {                  \
-        exchange_segments<COUNT>(p, r);                                                                                      \
+#define EXCHANGE(COUNT)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                   \
+        exchange_sum_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                       \
+        exchange<COUNT, float, false>(p, out, columns);                                                                     \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                   \
+        exchange_sum_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                     \
+        exchange<COUNT, float4, false>(p, out, columns);                                                                    \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                   \
+        exchange_gather_##COUNT##_f32(const __grid_constant__ Exchange p, float *out, Columns columns) {                    \
+        exchange<COUNT, float, true>(p, out, columns);                                                                      \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                   \
+        exchange_gather_##COUNT##_f32x4(const __grid_constant__ Exchange p, float *out, Columns columns) {                  \
+        exchange<COUNT, float4, true>(p, out, columns);                                                                     \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                   \
+        exchange_segments_##COUNT(const __grid_constant__ Exchange p, const __grid_constant__ Residual r) {                 \
+        exchange_segments<COUNT>(p, r);                                                                                     \
     }
 EXCHANGE(2)
 EXCHANGE(4)

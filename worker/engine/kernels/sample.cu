@@ -111,13 +111,14 @@ template <typename Score> __device__ inline float largest(int vocab, Score score
     return block_reduce<WARPS>(top, shared.floats, Max());
 }
 
-// What is left of the scores that are kept once the least of them, which have a mass of at most `excess` of the distribution, are not:
-// those above `least`, and those equal to it up to index `last_tied`.
+// Which scores are kept: those above `least`, and those equal to it up to index `last_tied`.
 struct Cut {
     float least;
     int last_tied;
     __device__ bool keeps(int i, float s) const { return s > least || (s == least && i <= last_tied); }
 };
+
+// `cut` without the least of the scores that it keeps, as many as have a mass of at most `excess` of their distribution.
 template <typename Score> __device__ inline Cut cut_mass(int vocab, float best, float excess, const Cut &cut, Score score, Block &shared) {
     auto kept = [&](int i, float s) { return cut.keeps(i, s); };
     const float log_sum = log_sum_exp(vocab, best, score, kept, shared);
@@ -225,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
 
         const bool by_k = !greedy && d.top_k > 0 && d.top_k < all.finite;
         Entry winner = 0;
-        // Of scores that are kept. Log-probabilities are as far from each other.
+        // Of scores that are kept. Their distances from the best differ by as much as their log-probabilities.
         auto consider = [&](int i, float s) {
             const float below = __fadd_rn(s, -best);
             if (!greedy && d.min_p > 0.f && s != best && expf(below) < d.min_p) return;

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(1024) begin_step(const __grid_const
         const int token = tokens[i], slot = slots[i];
         p.plan[4 + i] = token < 0 ? p.last_tokens[slot] : token;
     }
-    // The rest as one list, so that every thread has all its reads under way at once; of the items, how many there are comes as late.
+    // The rest as one list, so that every thread has all its reads under way at once, but for the items, whose number is read meanwhile.
     const int fixed = (4 + 38 * max + 3) & ~3; // items are 16 bytes
     const int first[] = {0, 4 + max, 4 + 2 * max, 4 + 3 * max, 4 + 4 * max, 4 + 5 * max, 4 + 6 * max, 4 + 22 * max};
     const int len[] = {4, p.rows, p.rows, p.rows, p.picked[0], p.picked[1], 16 * p.picked[0], 16 * p.picked[1]};

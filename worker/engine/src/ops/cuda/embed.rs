@@ -58,7 +58,7 @@ impl Cuda {
     }
 
     /// The same to a residual stream, and its norm.
-    pub(super) fn embed_segments(
+    pub(super) fn embed_stream(
         &self,
         table: &Table,
         part: &VocabularyPart,

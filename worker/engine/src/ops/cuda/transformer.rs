@@ -99,7 +99,7 @@ impl TransformerOps for Cuda {
         rows: &Rows,
         to: Residual<'_, Self>,
     ) -> Result<()> {
-        self.embed_segments(table, part, rows, to)
+        self.embed_stream(table, part, rows, to)
     }
 
     fn final_norm(
